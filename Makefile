@@ -1,0 +1,69 @@
+# Each target sets up what it needs. On a fresh machine: `make demo`.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# The CPU build, unless there is an NVIDIA GPU. Where this index cannot be reached, the plain package is taken.
+TORCH_INDEX ?= $(shell nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
+WORKERS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test export run-notebooks docs bench demo-model clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.package  ## Train the embedded model and write report.html; options in ARGS="--method grpo --steps 20".
+	@$(BIN)/sdpo-nb demo $(ARGS)
+
+test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
+	@$(BIN)/python tools/sync_settings.py --check
+	@$(BIN)/python tools/layers.py
+	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
+	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
+	@echo "== nbdev-test: the notebooks themselves"
+	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --n-workers $(WORKERS)
+
+export: .venv/.dev  ## Write the package and its tests from the notebooks.
+	@PYTHONPATH=. $(BIN)/nbdev-export
+	@$(BIN)/nbdev-clean
+
+run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
+	@$(QUIET) $(BIN)/nbdev-test --save --n-workers $(WORKERS)
+	@$(BIN)/nbdev-clean
+
+docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else check that its pages can be made.
+	@if command -v quarto >/dev/null; then $(BIN)/nbdev-docs; else \
+	  $(QUIET) $(BIN)/python -c "from nbdev.quarto import refresh_quarto_yml as y; from nbdev.serve import proc_nbs as p; y(); p(force=True)" \
+	  && echo "the pages stand in _proc; install Quarto (quarto.org) to turn them into a site"; fi
+
+bench: .venv/.package  ## Print the side-by-side measurements.
+	@for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+
+demo-model: .venv/.package  ## Make the embedded model again from its recipe: one thread, minutes.
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/demo_model.py $(ARGS)
+
+clean:  ## Remove what the other targets made, save .venv.
+	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .mypy_cache .hypothesis report.html
+
+.venv/.python:
+	@$(PYTHON) -c "import sys, ensurepip, venv; assert sys.version_info >= (3, 11)" 2>/dev/null || \
+	  { echo "$(PYTHON) is no Python 3.11 or newer that can make environments (Debian: install python3-venv); name another: make PYTHON=..."; exit 1; }
+	@echo "== making .venv"
+	@$(PYTHON) -m venv .venv && touch $@
+
+.venv/.torch: .venv/.python
+	@echo "== installing $(TORCH) (minutes, once)"
+	@$(if $(TORCH_INDEX),$(PIP) --retries 0 --timeout 15 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null ||) $(PIP) "$(TORCH)"
+	@touch $@
+
+.venv/.package: .venv/.torch settings.ini
+	@echo "== installing sdpo-nb (a minute, once)"
+	@$(PIP) --editable . && touch $@
+
+.venv/.dev: .venv/.torch settings.ini
+	@echo "== installing sdpo-nb and its tools (minutes, once)"
+	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
