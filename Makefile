@@ -37,7 +37,7 @@ run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
 
 docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else check that its pages can be made.
 	@if command -v quarto >/dev/null; then $(BIN)/nbdev-docs; else \
-	  $(QUIET) $(BIN)/python -c "from nbdev.quarto import refresh_quarto_yml as y; from nbdev.serve import proc_nbs as p; y(); p(force=True)" \
+	  $(QUIET) $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)" \
 	  && echo "the pages stand in _proc; install Quarto (quarto.org) to turn them into a site"; fi
 
 bench: .venv/.package  ## Print the side-by-side measurements.
@@ -51,7 +51,7 @@ clean:  ## Remove what the other targets made, save .venv.
 
 .venv/.python:
 	@$(PYTHON) -c "import sys, ensurepip, venv; assert sys.version_info >= (3, 11)" 2>/dev/null || \
-	  { echo "$(PYTHON) is no Python 3.11 or newer that can make environments (Debian: install python3-venv); name another: make PYTHON=..."; exit 1; }
+	  { echo "$(PYTHON) is no Python >= 3.11 with venv (Debian: install python3-venv); name one: make PYTHON=..."; exit 1; }
 	@echo "== making .venv"
 	@$(PYTHON) -m venv .venv && touch $@
 

@@ -12,7 +12,7 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
 import fastcore.test
 import pytest
 
-for name in fastcore.test.__all__:  # `test_eq` and its kin are helpers: imported into a test file, pytest would call them
+for name in fastcore.test.__all__:  # `test_eq` and its kin are helpers; pytest would call them where they are imported
     if name.startswith("test"): getattr(fastcore.test, name).__test__ = False
 
 

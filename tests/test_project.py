@@ -46,7 +46,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     venv.create(home, symlinks=True)
     python = home / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    borrowed = [path for path in sys.path if path.endswith("site-packages")]  # its .pth files stay unread: nothing editable
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]  # their .pth files stay unread
     (next(home.glob("lib/*/site-packages")) / "borrowed.pth").write_text("\n".join(borrowed))
     return python.parent
 
@@ -117,7 +117,7 @@ def test_an_upward_import_is_refused(tmp_path):
     command = [sys.executable, ROOT / "tools" / "layers.py", "--root", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"01_core.records.ipynb#{lesson['id']} imports sdpo_nb.core.models.need of 02_core.models.ipynb" in done.stderr
+    assert f"01_core.records.ipynb#{lesson['id']} imports sdpo_nb.core.models.need of 02_core" in done.stderr
 
 
 def test_the_sidebar_names_every_page():
@@ -132,4 +132,5 @@ def test_the_site_has_one_configuration():
 
 def test_importing_the_package_imports_nothing_heavy():
     heavy = "{'torch', 'trl', 'transformers', 'peft'}"
-    assert run(sys.executable, "-c", f"import sys, sdpo_nb; dir(sdpo_nb); print({heavy} & set(sys.modules))") == "set()\n"
+    code = f"import sys, sdpo_nb; dir(sdpo_nb); print({heavy} & set(sys.modules))"
+    assert run(sys.executable, "-c", code) == "set()\n"

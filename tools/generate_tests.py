@@ -1,4 +1,4 @@
-"""An nbdev `export_procs` hook: `PYTHONPATH=. nbdev-export` also writes each chapter's lessons as `tests/test_<module>.py`.
+"""An nbdev `export_procs` hook: `nbdev-export` also writes each chapter's lessons as `tests/test_<module>.py`.
 
 An H2 section becomes one test that runs alone; a cell that holds `def test_x(): ...` becomes that very test; directives
 become marks; and whatever fails names its notebook and cell.
@@ -183,8 +183,8 @@ def own_test(test: ast.FunctionDef, lesson: Lesson, before: list[Lesson]) -> str
     """A cell's own test as it stands, or with the earlier lessons that make what it reads at its top."""
     made = {name for earlier in before for name in bound(earlier.body)}
     if loose := sorted(made & used(*test.decorator_list, test.args)):
-        raise lesson.refused(f"names {', '.join(loose)} in a decorator or default of {test.name}, but only a lesson makes "
-                             "it: write the value out, or export it")
+        raise lesson.refused(f"names {', '.join(loose)} in a decorator or default of {test.name}, "
+                             "but only a lesson makes it: write the value out, or export it")
     needed, wanted = [], used(test)
     for earlier in reversed(before):
         if wanted.isdisjoint(bound(earlier.body)): continue
@@ -218,7 +218,8 @@ def tests_of(chapter: Chapter, package: str) -> str:
             before = chapter.setup + section.lessons[:number]
             tests += [(test.name, own_test(test, lesson, before)) for test in own_tests(lesson.body)]
     for name, count in Counter(name for name, _ in tests).items():
-        if count > 1: raise ValueError(f"{chapter.notebook} makes {count} tests named {name}: rename a section or a test")
+        if count == 1: continue
+        raise ValueError(f"{chapter.notebook} makes {count} tests named {name}: rename a section or a test")
     if not tests: return ""
     imports = [line for line in dict.fromkeys(map(ast.unparse, chapter.imports)) if not re.match(r"\w+ nbdev\b", line)]
     imports.sort(key=lambda line: not line.startswith("from __future__"))

@@ -40,8 +40,8 @@ def read_chapters(nbs: Path) -> list[Chapter]:
         default = re.search(r"^#\| *default_exp:? +(\S+)", "\n".join(sources.values()), re.MULTILINE)
         if not default: continue
         cells = {id: read_cell(source) for id, source in sources.items()}
-        exported = [cells[id] for id, source in sources.items() if re.search(r"^#\| *export[si]?\b", source, re.MULTILINE)]
-        names = {name for cell in exported for node in cell.body for name in defined(node)}
+        exported = [id for id, source in sources.items() if re.search(r"^#\| *export[si]?\b", source, re.MULTILINE)]
+        names = {name for id in exported for node in cells[id].body for name in defined(node)}
         chapters.append(Chapter(path, default[1].removesuffix(".__init__"), cells, frozenset(names)))
     return chapters
 
