@@ -1,0 +1,138 @@
+// Brings a report, or a part of one, to life. Everything that can be read is in the HTML already; this adds choosing a token, moving
+// between steps, changing the colours, and reading values off the curve. Model output reaches the page as textContent only.
+(() => {
+  "use strict";
+
+  const make = (name, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(name), properties);
+    element.append(...children);
+    return element;
+  };
+
+  // The same words as view.plots.percent.
+  const percent = p => p === null ? "not listed" : p > 0 && p < 0.0005 ? "<0.1%" : p >= 0.9995 && p < 1 ? ">99.9%"
+    : p === 0 || p === 1 ? `${100 * p}%` : `${(100 * p).toFixed(1)}%`;
+  const signed = x => x === null ? "?" : (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(2);
+
+  const side = p => {
+    const bar = make("i");
+    bar.style.setProperty("--p", p === null ? 0 : p);
+    return make("td", {}, make("div", {}, bar, make("span", { textContent: percent(p) })));
+  };
+
+  // The same table as view.report.opinion_html.
+  function showOpinion(panel, token) {
+    const [name, credit, divergence, rows] = token;
+    panel.querySelector(".about").replaceChildren(
+      make("span", { textContent: `credit ${signed(credit)}` }),
+      make("span", { textContent: `divergence ${divergence === null ? "?" : divergence.toFixed(2)}` }));
+    panel.querySelector("tbody").replaceChildren(...rows.map(([text, student, teacher, kind]) =>
+      make("tr", { className: kind }, side(student), make("th", { scope: "row", textContent: text, title: text }), side(teacher))));
+    panel.querySelector("caption").textContent = `Both opinions where the attempt says ${name}`;
+  }
+
+  function attempt(card) {
+    const tokens = [...card.querySelectorAll(".token")];
+    if (!tokens.length) return;
+    const data = JSON.parse(card.querySelector("script[type='application/json']").textContent);
+    const panel = card.querySelector(".opinion");
+    let pinned = Math.max(0, tokens.findIndex(token => token.classList.contains("chosen")));
+    const show = i => {
+      showOpinion(panel, data[i]);
+      tokens.forEach((token, j) => token.classList.toggle("chosen", j === i));
+    };
+    const pin = i => {
+      tokens[pinned].tabIndex = -1;
+      tokens[pinned].setAttribute("aria-pressed", "false");
+      pinned = i;
+      tokens[i].tabIndex = 0;
+      tokens[i].setAttribute("aria-pressed", "true");
+      show(i);
+    };
+    tokens.forEach((token, i) => {
+      token.tabIndex = -1;
+      token.addEventListener("pointerenter", event => { if (event.pointerType === "mouse") show(i); });
+      token.addEventListener("click", () => pin(i));
+      token.addEventListener("focus", () => pin(i));
+    });
+    const group = card.querySelector(".tokens");
+    group.addEventListener("pointerleave", () => show(pinned));
+    group.addEventListener("keydown", event => {
+      const to = { ArrowRight: pinned + 1, ArrowLeft: pinned - 1, ArrowDown: pinned + 1, ArrowUp: pinned - 1, Home: 0, End: tokens.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      tokens[Math.min(tokens.length - 1, Math.max(0, to))].focus();
+    });
+    pin(pinned);
+  }
+
+  function lens(root) {
+    root.classList.add("alive");
+    const buttons = [...root.querySelectorAll(".switch button")];
+    buttons.forEach(button => button.addEventListener("click", () => {
+      root.dataset.colour = button.value;
+      buttons.forEach(other => other.setAttribute("aria-pressed", String(other === button)));
+    }));
+    const slider = root.querySelector(".slide input");
+    const steps = [...root.querySelectorAll(".step")];
+    if (!slider) return;
+    const show = () => {
+      const chosen = steps[slider.value];
+      steps.forEach(step => { step.hidden = step !== chosen; });
+      slider.setAttribute("aria-valuetext", `step ${chosen.dataset.step}`);
+      root.querySelector(".slide output").textContent = `step ${chosen.dataset.step}`;
+    };
+    slider.addEventListener("input", show);
+    show();
+  }
+
+  function curve(figure) {
+    const series = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
+    const measured = series.filter(line => line.kind === "main").flatMap(line => line.points.map(point => point[0]));
+    const places = [...new Set(measured)].sort((a, b) => a - b);
+    const readout = figure.querySelector(".readout");
+    let at = places.length - 1;
+    const nearest = x => places.reduce((best, place, i) => Math.abs(place - x) < Math.abs(places[best] - x) ? i : best, 0);
+    for (const drawing of figure.querySelectorAll(".drawing")) {
+      const { left, right, last } = Object.fromEntries(["left", "right", "last"].map(name => [name, Number(drawing.dataset[name])]));
+      const cursor = drawing.querySelector(".cursor");
+      const show = i => {
+        at = Math.min(places.length - 1, Math.max(0, i));
+        const x = left + (right - left) * places[at] / (last || 1);
+        cursor.setAttribute("x1", x);
+        cursor.setAttribute("x2", x);
+        cursor.removeAttribute("visibility");
+        const values = series.flatMap(line => line.points.filter(point => point[0] === places[at]).map(point => [line.name, point[1]]));
+        readout.replaceChildren(make("span", { className: "quiet", textContent: `${places[at].toLocaleString("en")} attempts` }),
+          ...values.map(([name, value]) => make("div", {}, make("span", { textContent: name }), make("b", { textContent: percent(value) }))));
+        readout.hidden = false;
+        const scale = drawing.getBoundingClientRect().width / drawing.viewBox.baseVal.width;
+        const room = figure.clientWidth - readout.offsetWidth;
+        readout.style.top = `${drawing.getBoundingClientRect().top - figure.getBoundingClientRect().top + 24 * scale}px`;
+        readout.style.left = `${Math.max(0, x * scale + 14 > room ? Math.min(room, x * scale - readout.offsetWidth - 14) : x * scale + 14)}px`;
+      };
+      const hide = () => { readout.hidden = true; cursor.setAttribute("visibility", "hidden"); };
+      drawing.tabIndex = 0;
+      drawing.addEventListener("pointermove", event => {
+        const box = drawing.getBoundingClientRect();
+        const x = (event.clientX - box.left) * drawing.viewBox.baseVal.width / box.width;
+        show(nearest((x - left) / (right - left) * last));
+      });
+      drawing.addEventListener("pointerleave", hide);
+      drawing.addEventListener("focus", () => show(at));
+      drawing.addEventListener("blur", hide);
+      drawing.addEventListener("keydown", event => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        show(at + step);
+      });
+    }
+  }
+
+  const parts = { attempt, lens, curve };
+  for (const element of document.querySelectorAll("[data-sdpo]:not([data-ready])")) {
+    element.dataset.ready = "";
+    parts[element.dataset.sdpo](element);
+  }
+})();
