@@ -8,12 +8,22 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "Feedback": "core.records",
     "TeacherView": "core.records",
     "StepReport": "core.records",
+    "load_model": "core.models",
+    "Codebook": "core.demo",
     "load_demo": "core.demo",
+    "Sampling": "experience.rollouts",
+    "Environment": "experience.feedback",
+    "Prompting": "experience.prompting",
     "Objective": "loss.objectives",
     "distillation_loss": "loss.objectives",
+    "EMA": "learn.teachers",
+    "Frozen": "learn.teachers",
+    "Live": "learn.teachers",
     "SDPO": "learn.methods",
     "GRPO": "learn.methods",
+    "LoopConfig": "learn.loop",
     "fit": "learn.loop",
+    "write_report": "view.report",
 }
 __all__ = list(_HOMES)
 

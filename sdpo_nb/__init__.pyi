@@ -1,14 +1,14 @@
-from sdpo_nb.core.demo import load_demo as load_demo
-from sdpo_nb.core.records import Feedback as Feedback
-from sdpo_nb.core.records import Rollout as Rollout
-from sdpo_nb.core.records import StepReport as StepReport
-from sdpo_nb.core.records import Task as Task
-from sdpo_nb.core.records import TeacherView as TeacherView
-from sdpo_nb.learn.loop import fit as fit
-from sdpo_nb.learn.methods import GRPO as GRPO
-from sdpo_nb.learn.methods import SDPO as SDPO
-from sdpo_nb.loss.objectives import Objective as Objective
-from sdpo_nb.loss.objectives import distillation_loss as distillation_loss
+from sdpo_nb.core.records import Task as Task, Rollout as Rollout, Feedback as Feedback, TeacherView as TeacherView, StepReport as StepReport
+from sdpo_nb.core.models import load_model as load_model
+from sdpo_nb.core.demo import Codebook as Codebook, load_demo as load_demo
+from sdpo_nb.experience.rollouts import Sampling as Sampling
+from sdpo_nb.experience.feedback import Environment as Environment
+from sdpo_nb.experience.prompting import Prompting as Prompting
+from sdpo_nb.loss.objectives import Objective as Objective, distillation_loss as distillation_loss
+from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live
+from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
+from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit
+from sdpo_nb.view.report import write_report as write_report
 
 __version__: str
 __all__: list[str]
