@@ -50,11 +50,11 @@ def test_any_model_samples_through_generate():
         again = logits.log_softmax(-1).gather(-1, torch.tensor(attempt.completion_ids)[:, None])[:, 0]
         test_close(again, torch.tensor(attempt.logps), eps=1e-4)
 
-    # %% nbs/05_experience.rollouts.ipynb#6b04b8bf
-    with notebook_cell("nbs/05_experience.rollouts.ipynb", "6b04b8bf"):
+    # %% nbs/05_experience.rollouts.ipynb#abdfc0a2
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "abdfc0a2"):
         figure, axes = plt.subplots(figsize=(6, 2))
         axes.bar(range(len(again)), again.exp()); axes.set(ylabel="probability", ylim=(0, 1), xticks=range(len(again)))
-        axes.set_xticklabels(tokenizer.convert_ids_to_tokens(list(attempt.completion_ids)), rotation=60);
+        axes.set_xticklabels([tokenizer.decode([token]).strip() for token in attempt.completion_ids], rotation=60);
 
 
 def test_a_llama_samples_faster_with_its_memory_laid_out_in_advance():

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 import torch
+from sdpo_nb.core.models import check_tokenizer
 from sdpo_nb.core.records import AttemptReading, StepReport, Task
 from sdpo_nb.experience.batches import Row, collate, merge, parts
 from sdpo_nb.experience.feedback import Environment, judge_all, tasks_of
@@ -33,10 +34,17 @@ def test_how_long_how_much_how_fast():
         environment = Codebook("omega", feedback="full")
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
-    # %% nbs/16_learn.loop.ipynb#aa1ef252
-    with notebook_cell("nbs/16_learn.loop.ipynb", "aa1ef252"):
+    # %% nbs/16_learn.loop.ipynb#d1731c76
+    with notebook_cell("nbs/16_learn.loop.ipynb", "d1731c76"):
         with expect_fail(ValueError, "attempts is at least 1"): LoopConfig(attempts=0)
+        with expect_fail(ValueError, "a share of the steps"): LoopConfig(cooldown=2)
         LoopConfig()
+
+    # %% nbs/16_learn.loop.ipynb#a8831f34
+    with notebook_cell("nbs/16_learn.loop.ipynb", "a8831f34"):
+        rates = [LoopConfig(steps=8, learning_rate=1.0).learning_rate_at(step) for step in range(1, 9)]
+        test_eq(rates, [1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+        rates
 
 
 def test_a_clock_that_knows_what_it_is_timing():
@@ -158,16 +166,32 @@ def test_bad_input_stops_at_once():
         environment = Codebook("omega", feedback="full")
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
-    # %% nbs/16_learn.loop.ipynb#d50e6dc8
-    with notebook_cell("nbs/16_learn.loop.ipynb", "d50e6dc8"):
+    # %% nbs/16_learn.loop.ipynb#26d0462b
+    with notebook_cell("nbs/16_learn.loop.ipynb", "26d0462b"):
         class Long(Codebook):
             def tasks(self, count, split="train"): return [Task.ask("ka " * 600)]
 
         class Nobody(Codebook):
             def tasks(self, count, split="train"): return []
 
-        with expect_fail(ValueError, "do not fit the model's context of 512"): fit(*load_demo(), Long(), sdpo)
+        with expect_fail(ValueError, "do not fit the model's context of 512"): fit(*load_demo(), Long(), sdpo, config=LoopConfig(evaluate_every=0))
         with expect_fail(ValueError, "has no tasks in its 'train' split"): fit(*load_demo(), Nobody(), sdpo)
+
+    # %% nbs/16_learn.loop.ipynb#9bf2e0e8
+    with notebook_cell("nbs/16_learn.loop.ipynb", "9bf2e0e8"):
+        model, tokenizer = load_demo()
+        tokenizer.chat_template = None
+        with expect_fail(ValueError, "the tokenizer has no chat template"): fit(model, tokenizer, environment, sdpo)
+
+    # %% nbs/16_learn.loop.ipynb#c214695f
+    with notebook_cell("nbs/16_learn.loop.ipynb", "c214695f"):
+        class Nan(Codebook):
+            def judge(self, task, answer): return float("nan")
+
+        model, tokenizer = load_demo()
+        before = model.lm_head.weight.clone()
+        with expect_fail(ValueError, "a score must be a finite number"): fit(model, tokenizer, Nan(), sdpo, config=LoopConfig(evaluate_every=0))
+        test_eq(torch.equal(before, model.lm_head.weight), True)
 
 
 def test_what_we_have():

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.loop.html.md"""
 # %% auto #0
 __all__ = ['LoopConfig', 'Clock', 'update', 'pass_rate', 'teacher_pass_rate', 'look_at', 'steps', 'fit']
 
-# %% ../../nbs/16_learn.loop.ipynb #1a24ea32
+# %% ../../nbs/16_learn.loop.ipynb #47d91ba2
 import random
 import time
 from collections import Counter
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from ..core.models import check_tokenizer
 from ..core.records import AttemptReading, StepReport, Task
 from ..experience.batches import Row, collate, merge, parts
 from ..experience.feedback import Environment, judge_all, tasks_of
@@ -27,7 +28,7 @@ from .teachers import EMA, Teacher
 
 if TYPE_CHECKING: from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# %% ../../nbs/16_learn.loop.ipynb #3731c808
+# %% ../../nbs/16_learn.loop.ipynb #7ccdd2b3
 @dataclass(frozen=True)
 class LoopConfig:
     "The size of a run."
@@ -36,7 +37,8 @@ class LoopConfig:
     tasks: int = 8  # different tasks in a step
     attempts: int = 8  # attempts at each
     sampling: Sampling = Sampling(max_new_tokens=20)  # how they are drawn
-    learning_rate: float = 6e-4  # of AdamW, constant
+    learning_rate: float = 6e-4  # of AdamW
+    cooldown: float = 0.5  # the last share of the steps, over which the learning rate falls to zero in a line
     clip_norm: float = 1.0  # longest gradient
     rows_per_pass: int = 64  # rows in one forward pass; less needs less memory
     seed: int = 0  # of tasks and attempts
@@ -47,6 +49,15 @@ class LoopConfig:
     def __post_init__(self):
         for name in ("tasks", "attempts", "rows_per_pass"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        if not 0 <= self.cooldown <= 1: raise ValueError(f"cooldown is a share of the steps, from 0 to 1, not {self.cooldown}")
+
+    def learning_rate_at(
+        self,
+        step: int,  # 1 is the first
+    ) -> float:
+        "The learning rate of one step."
+        cooling = self.steps * self.cooldown
+        return self.learning_rate * min(1.0, (self.steps - step + 1) / cooling) if cooling >= 1 else self.learning_rate
 
 # %% ../../nbs/16_learn.loop.ipynb #8e99724d
 class Clock:
@@ -62,7 +73,7 @@ class Clock:
         try: yield
         finally: self.seconds[phase] += time.perf_counter() - start
 
-# %% ../../nbs/16_learn.loop.ipynb #ef615a4e
+# %% ../../nbs/16_learn.loop.ipynb #98fac6ca
 def update(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -78,7 +89,7 @@ def update(
     if not rows: return 0.0, {}
     divisor, total, metrics = normalizer_of(rows, method.aggregation), 0.0, Counter()
     for part in parts(rows, config.rows_per_pass):
-        batch, teacher_logits = collate(part, tokenizer, model.device), None
+        with clock("batch"): batch, teacher_logits = collate(part, tokenizer, model.device), None
         if method.needs_teacher:
             with clock("teacher"), teacher.reading() as reader: teacher_logits = read_shared(reader, batch.teacher, batch)
         with clock("student"):
@@ -141,7 +152,7 @@ def look_at(
     with torch.no_grad(): student_logits = read(model, batch.student, batch)
     with teacher.reading() as reader: return attempt_readings(rows, said[:: config.attempts], student_logits, read_shared(reader, batch.teacher, batch), tokenizer)
 
-# %% ../../nbs/16_learn.loop.ipynb #e7687324
+# %% ../../nbs/16_learn.loop.ipynb #5b8554ac
 def steps(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -151,7 +162,7 @@ def steps(
     config: LoopConfig = LoopConfig(),  # the size of the run
 ) -> Iterator[StepReport]:
     "Train, and report each step; step 0 is the model as it came."
-    method.check(config.attempts)
+    method.check(config.attempts), check_tokenizer(tokenizer)
     tasks, chance = tasks_of(environment, 2000, "train"), random.Random(config.seed)
     held_out = tasks_of(environment, config.held_out, "held_out") if config.evaluate_every else []
     teacher = (teacher or EMA()).attach(model)
@@ -165,18 +176,20 @@ def steps(
     if config.evaluate_every: yield StepReport(0, 0, 0.0, **look([]))
     model.train()
     for step in range(1, config.steps + 1):
-        clock = Clock()
+        clock, start = Clock(), time.perf_counter()
         with clock("sample"):
             asked = chance.sample(tasks, min(config.tasks, len(tasks)))
             rollouts = sampler.sample(asked, config.attempts, seed=config.seed * 1_000_003 + step)
         with clock("feedback"):
             said = judge_all(environment, rollouts)
             rows = method.rows(rollouts, said)
+        optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
         loss, metrics = update(model, tokenizer, teacher, optimizer, method, rows, config, clock)
+        seconds = time.perf_counter() - start
         is_looked_at = config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps)
         yield StepReport(
             step, step * len(rollouts), sum(f.score >= 1 for f in said) / len(said), loss,
-            tokens=sum(len(r.completion_ids) for r in rollouts), seconds=sum(clock.seconds.values()), phases=dict(clock.seconds),
+            tokens=sum(len(r.completion_ids) for r in rollouts), seconds=seconds, phases=dict(clock.seconds),
             metrics=metrics | signal_fractions(method, rows, said), **(look(rows) if is_looked_at else {}),
         )
 
