@@ -22,14 +22,16 @@ demo: .venv/.package  ## Train the embedded model and write report.html; options
 test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@$(BIN)/python tools/sync_settings.py --check
 	@$(BIN)/python tools/layers.py
+	@$(BIN)/python tools/make_readme.py --check
 	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 	@echo "== nbdev-test: the notebooks themselves"
 	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --n-workers $(WORKERS)
 
-export: .venv/.dev  ## Write the package and its tests from the notebooks.
+export: .venv/.dev  ## Write the package, its tests and the README from the notebooks.
 	@PYTHONPATH=. $(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
+	@$(BIN)/python tools/make_readme.py
 
 run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
 	@$(QUIET) $(BIN)/nbdev-test --save --n-workers $(WORKERS)
@@ -40,8 +42,8 @@ docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else c
 	  $(QUIET) $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)" \
 	  && echo "the pages stand in _proc; install Quarto (quarto.org) to turn them into a site"; fi
 
-bench: .venv/.package  ## Print the side-by-side measurements.
-	@for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+bench: .venv/.package  ## Measure seconds of training beside TRL's SDPO trainer.
+	@$(BIN)/python benchmarks/demo_vs_trl.py $(ARGS)
 
 demo-model: .venv/.package  ## Make the embedded model again from its recipe: one thread, minutes.
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/demo_model.py $(ARGS)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from peers import run_ours, run_trl, stamp
 from sdpo_nb.core.demo import Codebook
-from sdpo_nb.learn.loop import LoopConfig
 from sdpo_nb.learn.teachers import Frozen, Live
-from sdpo_nb.run.demo import METHODS
+from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 
 DATA = Path(__file__).parent.parent / "nbs" / "experiments" / "data"
 RATES = (3e-4, 6e-4, 1e-3)
@@ -41,10 +40,10 @@ EXPERIMENTS: dict[str, list[dict[str, Any]]] = {
 def execute(run: dict[str, Any]) -> dict[str, Any]:
     "One run, with its curve and its seconds of training."
     environment = Codebook(run["book"], run["feedback"])
-    size = replace(LoopConfig(), steps=run["steps"], seed=run["seed"], learning_rate=run["rate"], evaluate_every=run["look"], shown=0)
+    size = replace(DEMO_SIZE, steps=run["steps"], seed=run["seed"], learning_rate=run["rate"], evaluate_every=run["look"], shown=0)
     if run["package"] == "TRL": result = run_trl(environment, run["method"], size)
     else: result = run_ours(environment, METHODS[run["method"]], size, {"live": Live(), "frozen": Frozen(), "ema": None}[run["teacher"]])
-    return run | {"seconds": round(result["seconds"], 2), "curve": [(attempts, round(rate, 4)) for attempts, rate in result["curve"]]}
+    return run | {"seconds": round(result["seconds"], 2), "curve": [(attempts, round(rate, 4)) for attempts, rate in result["curve"]], "stamp": stamp()}
 
 
 def main() -> None:
@@ -59,11 +58,11 @@ def main() -> None:
     for name in options.experiments:
         path = DATA / f"{name}.json"
         known = json.loads(path.read_text())["runs"] if path.exists() and not options.again else []
-        done = [{key: value for key, value in run.items() if key not in ("seconds", "curve")} for run in known]
+        done = [{key: value for key, value in run.items() if key not in ("seconds", "curve", "stamp")} for run in known]
         for run in EXPERIMENTS[name]:
             if run in done: continue
             known.append(execute(run))
-            path.write_text(json.dumps({"stamp": stamp(), "runs": known}, indent=0) + "\n")
+            path.write_text("\n".join(["{\"runs\": [", ",\n".join(map(json.dumps, known)), "]}", ""]))
             print(name, run, known[-1]["curve"][-1], known[-1]["seconds"], flush=True)
 
 

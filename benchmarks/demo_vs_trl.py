@@ -5,12 +5,12 @@ import json
 import logging
 import statistics
 import warnings
+from dataclasses import replace
 
 import torch
 from peers import final_rate, run_ours, run_trl, stamp
 from sdpo_nb.core.demo import Codebook, load_demo
-from sdpo_nb.learn.loop import LoopConfig
-from sdpo_nb.run.demo import METHODS
+from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 
 
 def main() -> None:
@@ -26,11 +26,11 @@ def main() -> None:
     warnings.simplefilter("ignore"), logging.disable(logging.WARNING)
 
     environment, (_, tokenizer) = Codebook(options.env, "full" if options.env == "omega" else "none"), load_demo()
-    warm = LoopConfig(steps=2, evaluate_every=0)
+    warm = replace(DEMO_SIZE, steps=2, evaluate_every=0)
     run_ours(environment, METHODS["sdpo"], warm), run_trl(environment, "sdpo", warm)
     seconds, rates, ratios = {"sdpo-nb": [], "TRL": []}, {"sdpo-nb": [], "TRL": []}, []
     for seed in range(options.repeats):
-        size = LoopConfig(steps=options.steps, seed=seed, evaluate_every=0)
+        size = replace(DEMO_SIZE, steps=options.steps, seed=seed, evaluate_every=0)
         for name, run in (("sdpo-nb", run_ours(environment, METHODS["sdpo"], size)), ("TRL", run_trl(environment, "sdpo", size))):
             seconds[name].append(run["seconds"])
             rates[name].append(final_rate(run, environment, tokenizer))

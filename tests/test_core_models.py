@@ -13,7 +13,8 @@ from fastcore.test import expect_fail, test_eq
 from tokenizers import Tokenizer, models as token_models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sdpo_nb.core.models import (
-    need, pick_device, pick_dtype, load_model, check_tokenizer, render, context_length, check_fits, pad, seeded
+    need, pick_device, pick_dtype, load_model, check_tokenizer, render, context_length, check_fits, pad, positions,
+    as_reader, seeded
 )
 from cells import notebook_cell
 
@@ -55,10 +56,11 @@ def test_precision_follows_the_card_s_capability_not_its_word():
         test_eq(chosen["T4"], torch.float16)
         chosen
 
-    # %% nbs/02_core.models.ipynb#40cc5e05
-    with notebook_cell("nbs/02_core.models.ipynb", "40cc5e05"):
+    # %% nbs/02_core.models.ipynb#b4e1e96f
+    with notebook_cell("nbs/02_core.models.ipynb", "b4e1e96f"):
         test_eq(pick_device("cpu"), torch.device("cpu"))
-        with expect_fail(ValueError, "there is no device 'gpu' here; there is auto, "): pick_device("gpu")
+        for wrong in ("gpu", "cpu:x", "cuda:99"):
+            with expect_fail(ValueError, f"there is no device '{wrong}' here; there is auto, "): pick_device(wrong)
 
 
 def test_loading_is_one_call():
@@ -151,6 +153,31 @@ def test_padding_is_on_the_left_for_prompts_on_the_right_for_answers():
         figure, axes = plt.subplots(figsize=(5, 1.4))
         axes.imshow(columns[0], cmap="Blues", aspect="auto")
         axes.set(xticks=[5.5], xticklabels=["answers begin"], yticks=range(3), yticklabels=["row 0", "row 1", "row 2"]);
+
+    # %% nbs/02_core.models.ipynb#fe50cdae
+    with notebook_cell("nbs/02_core.models.ipynb", "fe50cdae"):
+        test_eq(positions(torch.tensor([[0, 0, 1, 1]])).tolist(), [[0, 0, 0, 1]])
+
+
+def test_a_reader_has_no_gradient_and_no_dice():
+    # %% nbs/02_core.models.ipynb#56da4efa
+    with notebook_cell("nbs/02_core.models.ipynb", "56da4efa"):
+        words = ["<pad>", "<end>", "<user>", "<assistant>", "hello", "world"]
+        backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        greeting = [{"role": "user", "content": "hello world"}]
+
+    # %% nbs/02_core.models.ipynb#48e30aef
+    with notebook_cell("nbs/02_core.models.ipynb", "48e30aef"):
+        model.train()
+        with expect_fail(ZeroDivisionError), as_reader(model) as reader:
+            test_eq((reader.training, torch.is_grad_enabled()), (False, False))
+            1 / 0
+        test_eq((model.training, torch.is_grad_enabled()), (True, True))
 
 
 def test_chance_is_borrowed_and_given_back():

@@ -64,10 +64,11 @@ def test_a_demonstration_is_a_sibling_s_success():
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
-    # %% nbs/09_experience.prompting.ipynb#fb19dd9b
-    with notebook_cell("nbs/09_experience.prompting.ipynb", "fb19dd9b"):
+    # %% nbs/09_experience.prompting.ipynb#7b6a73de
+    with notebook_cell("nbs/09_experience.prompting.ipynb", "7b6a73de"):
         shown = demonstrations(["40", "<think>6 * 7</think>\n42", "43", "42!"], [0, 1, 0, 1], [0, 0, 0, 0], Prompting())
         test_eq(shown, ["42", "42!", "42", "42"])
+        test_eq(strip_thoughts("6 times 7 is 42</think>\n42"), "42")
         shown
 
 

@@ -11,8 +11,21 @@ from torch import Tensor
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.records import Task
-from sdpo_nb.learn.methods import Method, SDPO, GRPO, normalizer_of, signal_fractions
+from sdpo_nb.learn.methods import Method, check_temperature, SDPO, GRPO, normalizer_of, signal_fractions
 from cells import notebook_cell
+
+
+def test_what_every_method_answers():
+    # %% nbs/15_learn.methods.ipynb#373ae08a
+    with notebook_cell("nbs/15_learn.methods.ipynb", "373ae08a"):
+        task = Task.ask("What is 6 times 7?")
+        def attempt(text, ids, group=0): return Rollout(task, group, (1, 2), ids, (-1.0,) * len(ids), text)
+        rollouts = [attempt("41", (3, 4)), attempt("42", (3, 5)), attempt("44", (3, 6))]
+        feedback = [Feedback(0, "Too small."), Feedback(1), Feedback(0, "Too large.")]
+
+    # %% nbs/15_learn.methods.ipynb#9f6a5606
+    with notebook_cell("nbs/15_learn.methods.ipynb", "9f6a5606"):
+        with expect_fail(ValueError, "sampled at temperature 0.5 but learned from at 1.0"): check_temperature(1.0, 0.5)
 
 
 def test_sdpo():
@@ -28,10 +41,10 @@ def test_sdpo():
         rows = SDPO(prompting=Prompting(feedback_only_without_solution=False)).rows(rollouts, feedback)
         test_eq([row.view.why for row in rows], ["demonstration and feedback", "no signal", "demonstration and feedback"])
 
-    # %% nbs/15_learn.methods.ipynb#efc540ac
-    with notebook_cell("nbs/15_learn.methods.ipynb", "efc540ac"):
-        with expect_fail(ValueError, "a group of one has none"): SDPO(prompting=Prompting(use_feedback=False)).check(attempts=1)
-        SDPO().check(attempts=1)
+    # %% nbs/15_learn.methods.ipynb#e96dc0db
+    with notebook_cell("nbs/15_learn.methods.ipynb", "e96dc0db"):
+        with expect_fail(ValueError, "a group of one has none"): SDPO(prompting=Prompting(use_feedback=False)).check(attempts=1, temperature=1.0)
+        SDPO().check(attempts=1, temperature=1.0)
 
 
 def test_grpo_as_a_difference_from_sdpo():
@@ -53,9 +66,9 @@ def test_grpo_as_a_difference_from_sdpo():
         test_eq([row.has_signal for row in GRPO().rows(rollouts, alike)], [False] * 3)
         test_eq([row.has_signal for row in SDPO().rows(rollouts, alike)], [True] * 3)
 
-    # %% nbs/15_learn.methods.ipynb#13c5c137
-    with notebook_cell("nbs/15_learn.methods.ipynb", "13c5c137"):
-        with expect_fail(ValueError, "a group of one has none to compare"): GRPO().check(attempts=1)
+    # %% nbs/15_learn.methods.ipynb#cb7cd007
+    with notebook_cell("nbs/15_learn.methods.ipynb", "cb7cd007"):
+        with expect_fail(ValueError, "a group of one has none to compare"): GRPO().check(attempts=1, temperature=1.0)
 
 
 def test_credit_by_token_credit_by_attempt():

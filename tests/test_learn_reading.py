@@ -2,19 +2,21 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 import torch
+from sdpo_nb.core.models import positions
 from sdpo_nb.core.records import AttemptReading, Candidates, Feedback, TokenReading
-from sdpo_nb.experience.batches import Batch, Prompts, Row, collate
-from sdpo_nb.loss.objectives import divergence, read_logps, token_logps
+from sdpo_nb.experience.batches import Batch, Prompts, Row
+from sdpo_nb.loss.objectives import divergence, read_logps
 from torch import Tensor
 import matplotlib.pyplot as plt
-from dataclasses import replace
 from fastcore.test import test_close, test_eq
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.experience.feedback import judge_all
-from sdpo_nb.experience.prompting import Prompting, teacher_views
+from sdpo_nb.experience.batches import collate
+from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
-from sdpo_nb.learn.reading import positions, read, read_shared, likeliest, attempt_readings
+from sdpo_nb.loss.objectives import token_logps
+from transformers import AutoModelForCausalLM, Gemma2Config, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from sdpo_nb.learn.reading import read, read_shared, likeliest, attempt_readings
 from cells import notebook_cell
 
 
@@ -78,9 +80,10 @@ def test_a_shared_prompt_is_read_once():
     with notebook_cell("nbs/13_learn.reading.ipynb", "ae8146d3"):
         with torch.no_grad(): student_logits, teacher_logits = read(model, batch.student, batch), read_shared(model, batch.teacher, batch)
 
-    # %% nbs/13_learn.reading.ipynb#4b3e798d
-    with notebook_cell("nbs/13_learn.reading.ipynb", "4b3e798d"):
-        tried = {"demo": model, "Llama": tiny(LlamaConfig), "Qwen2": tiny(Qwen2Config), "Qwen3": tiny(Qwen3Config, head_dim=8), "Gemma 2": tiny(Gemma2Config, head_dim=8)}
+    # %% nbs/13_learn.reading.ipynb#9c11c85f
+    with notebook_cell("nbs/13_learn.reading.ipynb", "9c11c85f"):
+        tried = {"demo": model, "Llama": tiny(LlamaConfig), "Qwen2": tiny(Qwen2Config), "Qwen3": tiny(Qwen3Config, head_dim=8),
+                 "Gemma 2, window of 8": tiny(Gemma2Config, head_dim=8, sliding_window=8), "LFM2": tiny(Lfm2Config, layer_types=["conv", "full_attention"])}
         with torch.no_grad(): gaps = {name: widest(read_shared(m, batch.teacher, batch), read(m, batch.teacher, batch)) for name, m in tried.items()}
         test_eq(max(gaps.values()) < 1e-4, True)
         gaps

@@ -155,7 +155,7 @@ def test_one_sampled_token_is_enough_on_average():
         expected
 
 
-def test_old_attempts_count_less_and_never_too_much():
+def test_old_attempts_are_weighted_and_none_too_much():
     # %% nbs/11_loss.objectives.ipynb#bc3cb42e
     with notebook_cell("nbs/11_loss.objectives.ipynb", "bc3cb42e"):
         def logps(*probabilities): return torch.tensor([[probabilities]]).log()
@@ -322,10 +322,11 @@ def test_grpo_asks_the_group_instead_of_a_teacher():
                 tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
                 yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
-    # %% nbs/11_loss.objectives.ipynb#341157fe
-    with notebook_cell("nbs/11_loss.objectives.ipynb", "341157fe"):
+    # %% nbs/11_loss.objectives.ipynb#afd1c12c
+    with notebook_cell("nbs/11_loss.objectives.ipynb", "afd1c12c"):
         advantages = group_advantages(torch.tensor([1.0, 0, 0, 0, 1, 1]), torch.tensor([7, 7, 7, 7, 3, 3]))
         test_close(advantages, torch.tensor([1.5, -0.5, -0.5, -0.5, 0, 0]), eps=1e-3)
+        test_eq(group_advantages(torch.full((8,), 0.3), torch.zeros(8)).tolist(), [0.0] * 8)
         advantages
 
     # %% nbs/11_loss.objectives.ipynb#f665a68b

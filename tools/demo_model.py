@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from demo_corpus import Corpus, Document, reprompt
-from sdpo_nb.core.demo import BOOKS, DEMO, KINDS, LETTERS, Codebook, decode
+from sdpo_nb.core.demo import BOOKS, DEMO, KINDS, LETTERS, SYLLABLES, Codebook, decode
 from sdpo_nb.core.models import load_model, pad, render
 from sdpo_nb.core.records import Task
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,8 +27,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 VOCABULARY = 768
 CONTEXT = 512
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-# Words of three letters and more with their space and colon, "ka=" and " ka=" as one piece each, and every other sign by itself: an answer is
-# two tokens a pair, and the key of a pair is one token wherever it stands. With single characters the model never gets the format right.
+# Words of three letters and more with their space and colon; "ka=" and " ka=" as one piece each, so that an answer is two tokens a pair and the key
+# of a pair is one token wherever it stands (with single characters most answers came out malformed); "!Q", which is "not Q", as one piece with an
+# embedding of its own: made of two, with Q among them, the model copies the letter that it should avoid, and most runs never learned better.
 PIECES = r" ?[A-Za-z]{3,}[:.]?|\n+| ?[a-z]{2}=| ?[a-z]{2}(?![a-z])|!?[A-Z](?![A-Za-z])| ?\S|\s"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -154,6 +155,20 @@ def measure(model, tokenizer, count: int = 400) -> dict[str, dict[str, float]]:
     return table
 
 
+def skills(model, tokenizer, count: int = 1000) -> dict[str, float]:
+    """How often it is right about what it knows by heart, on fresh documents."""
+    torch.manual_seed(0)
+    corpus, by_first_words = Corpus(seed=-2), {}
+    documents = [Document(*corpus.known_book(corpus.rng.sample(SYLLABLES, 6))) for _ in range(count // 2)]
+    documents += [Document(*corpus.list_task(corpus.rng.sample(SYLLABLES, 4))) for _ in range(count)]
+    for document, answer in zip(documents, sample(model, tokenizer, [document.messages for document in documents])):
+        question = document.turns[-1][1]
+        if "\n" in question: continue  # the solution is in it
+        name = "known book" if "book" in question else question.split(":")[0].lower()
+        by_first_words.setdefault(name, []).append(answer == document.answer)
+    return {name: round(sum(row) / len(row), 3) for name, row in by_first_words.items()}
+
+
 @torch.no_grad()
 def reread(model, tokenizer, count: int = 200) -> dict[str, dict[str, float]]:
     """Where an answer about `omega` is wrong: the probability of the right letter and of the one that was said, by what the reader knows."""
@@ -208,7 +223,7 @@ def stamp(seed: int, run: dict, corpus: Corpus, model: LlamaForCausalLM, tokeniz
     audit = {name: round(value, 1) for name, value in asdict(corpus.audit).items()}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
     size = {"parameters": sum(weight.numel() for weight in model.parameters()), "vocabulary": len(tokenizer)}
-    figures = {"pass_rates": measure(model, tokenizer), "rereading": reread(model, tokenizer)}
+    figures = {"pass_rates": measure(model, tokenizer), "rereading": reread(model, tokenizer), "skills": skills(model, tokenizer)}
     return {"seed": seed, **size, **run, "threads": 1, "versions": versions, "audit": audit, **figures}
 
 
@@ -217,8 +232,9 @@ def card(recipe: dict) -> str:
     figures = {name: recipe["pass_rates"][name] for name in BOOKS}
     rows = "\n".join(f"| {context} | {figures['zeta'][context]:.1%} | {figures['omega'][context]:.1%} |" for context in figures["omega"])
     reading = "\n".join(f"| {context} | {p['right']:.3f} | {p['said']:.3f} |" for context, p in recipe["rereading"].items())
-    audit = recipe["audit"]
-    return CARD.format(rows=rows, reading=reading, command=f"python tools/demo_model.py --seed {recipe['seed']} --steps {recipe['steps']}", **recipe | audit)
+    skilled = ", ".join(f"{name} {share:.0%}" for name, share in recipe["skills"].items())
+    command = f"python tools/demo_model.py --seed {recipe['seed']} --steps {recipe['steps']}"
+    return CARD.format_map({**recipe, **recipe["audit"], "rows": rows, "reading": reading, "skills": skilled, "command": command})
 
 
 CARD = """---
@@ -238,7 +254,8 @@ milliseconds, learns in seconds on a laptop, and shows what SDPO does.
 It answers questions such as `Encode with book omega: ka so be` with pairs such as `ka=M so=P be=T`, two to eight of them. A book gives each of
 64 syllables a letter; 16 syllables have the same letter in every book, 48 have three candidates at odds of .6, .3 and .1. The model knows
 the odds, and four books (`alpha` to `delta`) by heart. It reads: a solution in its prompt, feedback on an attempt that it does not see, a book
-in the system prompt, or an attempt and what was said of it. It also reverses, sorts, rotates, repeats and drops syllables, not very well.
+in the system prompt, or an attempt and what was said of it. How often it is right on
+six syllables of a known book, and on small tasks about four syllables: {skills}.
 
 How often it is right about 400 held-out questions of 5 to 8 syllables, sampled at temperature 1, by what it is given to read beside the question:
 
@@ -291,7 +308,7 @@ def main() -> None:
     (options.out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     (options.out / "README.md").write_text(card(recipe))
     size = sum(file.stat().st_size for file in options.out.iterdir())
-    print(json.dumps({name: recipe[name] for name in ("pass_rates", "rereading")}, indent=1), f"\n{size / 1e6:.2f} MB in {options.out}")
+    print(json.dumps({name: recipe[name] for name in ("pass_rates", "rereading", "skills")}, indent=1), f"\n{size / 1e6:.2f} MB in {options.out}")
     if size > 3e6: raise SystemExit("that is more than the 3 MB that the package has room for")
 
 

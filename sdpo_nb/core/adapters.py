@@ -7,7 +7,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.adapters.html.md"""
 # %% auto #0
 __all__ = ['add_adapter', 'adapter_weights', 'copy_adapter', 'average_adapter', 'using_adapter', 'merge_adapter']
 
-# %% ../../nbs/03_core.adapters.ipynb #b7b46e0a
+# %% ../../nbs/03_core.adapters.ipynb #fe55f0f1
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,24 +38,27 @@ def add_adapter(
         adapted = get_peft_model(model, config, adapter_name=name)
     return adapted, AdapterRef(name, base=model.config.name_or_path, rank=rank, alpha=alpha)
 
-# %% ../../nbs/03_core.adapters.ipynb #1ca8d67e
+# %% ../../nbs/03_core.adapters.ipynb #fbce8d1e
 def adapter_weights(
     model: "PeftModel",  # holds one adapter or more
     name: str,  # which one
 ) -> dict[str, torch.Tensor]:  # the factors by layer; names do not mention the adapter
     "The weights of one adapter, in an order that all adapters of the model share."
-    mark = f".{name}."
-    weights = {key.replace(mark, "."): weight for key, weight in model.named_parameters() if "lora_" in key and mark in key}
+    mark = re.compile(rf"(\.lora_\w+)\.{re.escape(name)}(?=\.|$)")
+    weights = {mark.sub(r"\1", key): weight for key, weight in model.named_parameters() if mark.search(key)}
     if not weights: raise ValueError(f"the model has no adapter {name!r}; it has {sorted(model.peft_config)}")
     return weights
 
-# %% ../../nbs/03_core.adapters.ipynb #e3b8cfe6
+# %% ../../nbs/03_core.adapters.ipynb #f9a1e819
 def copy_adapter(
     model: "PeftModel",  # holds the source
     source: str,  # the adapter to copy
     target: str,  # the name of the copy; it is made when it is not there
 ) -> None:
     "Make an adapter equal to another one, without gradients."
+    if source == target: raise ValueError(f"an adapter cannot be its own copy; call the student's adapter something else than {target!r}")
+    others = [key for key, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in key]
+    if others: raise ValueError(f"only LoRA factors can be copied, but {others[0]} is trained too; leave modules_to_save and bias out of the adapter")
     if target not in model.peft_config:
         model.add_adapter(target, model.peft_config[source])
         model.set_adapter(source)

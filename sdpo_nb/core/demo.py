@@ -6,17 +6,19 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.demo.html.md"""
 
 # %% auto #0
 __all__ = ['Book', 'SYLLABLES', 'LETTERS', 'ODDS', 'CANDIDATES', 'BOOKS', 'KINDS', 'SPLITS', 'DEMO', 'draw_candidates',
-           'draw_book', 'fix_book', 'encode', 'decode', 'chance', 'remark', 'split_of', 'ask', 'Codebook', 'load_demo']
+           'draw_book', 'fix_book', 'encode', 'decode', 'chance', 'remark', 'split_of', 'questions', 'ask', 'Codebook',
+           'load_demo']
 
-# %% ../../nbs/04_core.demo.ipynb #2aab35a8
+# %% ../../nbs/04_core.demo.ipynb #d58ff36e
 import math
 import random
 import re
 import string
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,14 +35,14 @@ SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel 
 LETTERS = string.ascii_uppercase
 ODDS = (0.6, 0.3, 0.1)  # how often a book takes the first, second and third candidate
 
-# %% ../../nbs/04_core.demo.ipynb #da27d735
+# %% ../../nbs/04_core.demo.ipynb #c001d01f
 def draw_candidates(
     rng: random.Random,  # where the luck comes from
 ) -> dict[str, tuple[str, ...]]:  # syllable -> the letters that books choose from, likeliest first
     "Three letters for each syllable, but only one for every fourth."
     return {syllable: tuple(rng.sample(LETTERS, 3 if i % 4 else 1)) for i, syllable in enumerate(SYLLABLES)}
 
-
+# %% ../../nbs/04_core.demo.ipynb #72b194f5
 CANDIDATES = draw_candidates(random.Random(1234))
 
 # %% ../../nbs/04_core.demo.ipynb #8cefc7a4
@@ -50,7 +52,7 @@ def draw_book(
     "Draw a book at the usual odds."
     return {syllable: rng.choices(letters, ODDS[: len(letters)])[0] for syllable, letters in CANDIDATES.items()}
 
-# %% ../../nbs/04_core.demo.ipynb #ef38ceb7
+# %% ../../nbs/04_core.demo.ipynb #d62ff2c5
 def fix_book(
     seed: str,  # decides which syllables get which rank
     counts: tuple[int, int, int],  # how many take their first, second and third candidate; 48 in all
@@ -60,10 +62,10 @@ def fix_book(
     random.Random(seed).shuffle(ranks)
     return {syllable: letters[ranks.pop() if len(letters) > 1 else 0] for syllable, letters in CANDIDATES.items()}
 
-
+# %% ../../nbs/04_core.demo.ipynb #b7cf737d
 BOOKS = {"zeta": fix_book("zeta", (16, 32, 0)), "omega": fix_book("omega", (0, 24, 24))}
 
-# %% ../../nbs/04_core.demo.ipynb #91d25fac
+# %% ../../nbs/04_core.demo.ipynb #ea854547
 def encode(
     book: Book,  # who knows the letters
     syllables: Sequence[str],  # in the order in which they were asked
@@ -71,7 +73,7 @@ def encode(
     "The right answer."
     return " ".join(f"{syllable}={book[syllable]}" for syllable in syllables)
 
-
+# %% ../../nbs/04_core.demo.ipynb #e104aa11
 def decode(
     answer: str,  # anything that a model may say
 ) -> Book | None:  # None when it is not a list of pairs
@@ -114,6 +116,21 @@ def split_of(
     "The split that a question belongs to, in every book."
     return "train" if zlib.crc32(" ".join(syllables).encode()) % 8 else "held_out"
 
+# %% ../../nbs/04_core.demo.ipynb #0efa71ab
+def questions(
+    split: str,  # one of SPLITS
+    seed: str,  # decides which, and in what order
+    shortest: int,  # syllables in a question, at least
+    longest: int,  # and at most
+) -> Iterator[tuple[str, ...]]:  # their syllables
+    "Draw questions of a split, on and on, no two alike."
+    rng, seen = random.Random(seed), set()
+    while True:
+        syllables = tuple(rng.sample(SYLLABLES, rng.randint(shortest, longest)))
+        if syllables in seen or split_of(syllables) != split: continue
+        seen.add(syllables)
+        yield syllables
+
 # %% ../../nbs/04_core.demo.ipynb #e91aa300
 def ask(
     name: str,  # of the book
@@ -122,7 +139,7 @@ def ask(
     "The question, in words."
     return f"Encode with book {name}: {' '.join(syllables)}"
 
-# %% ../../nbs/04_core.demo.ipynb #c53156b5
+# %% ../../nbs/04_core.demo.ipynb #82341451
 @dataclass(frozen=True)
 class Codebook:
     "The demo's environment: questions about one book, and what is said of the answers."
@@ -140,18 +157,14 @@ class Codebook:
 
     def tasks(
         self,
-        count: int,  # how many
+        count: int,  # at most this many; short questions are fewer
         split: str = "train",  # or "held_out"; the two share no question
     ) -> list[Task]:  # always the same ones; a longer list begins with the shorter
         "Questions about this book, no two alike."
         if split not in SPLITS: raise ValueError(f"no split is called {split!r}; there are: {', '.join(SPLITS)}")
-        limit = math.perm(len(SYLLABLES), self.longest) // 16  # half of what one split in eight holds
-        if count > limit: raise ValueError(f"{count} tasks are too many for this split; ask for at most {limit}, or for longer questions")
-        rng, chosen = random.Random(f"{self.book} {split}"), {}
-        while len(chosen) < count:
-            syllables = tuple(rng.sample(SYLLABLES, rng.randint(self.shortest, self.longest)))
-            if split_of(syllables) == split: chosen[syllables] = encode(BOOKS[self.book], syllables)
-        return [Task.ask(ask(self.book, syllables), answer=answer) for syllables, answer in chosen.items()]
+        count = min(count, math.perm(len(SYLLABLES), self.longest) // 16)  # half of what one split in eight holds
+        chosen = islice(questions(split, f"{self.book} {split}", self.shortest, self.longest), count)
+        return [Task.ask(ask(self.book, syllables), answer=encode(BOOKS[self.book], syllables)) for syllables in chosen]
 
     def judge(
         self,
@@ -165,10 +178,10 @@ class Codebook:
         right = sum(claims[syllable] == book[syllable] for syllable in book) / len(book)
         return Feedback(float(right == 1), remark(self.feedback, book, claims), {"right": right, "well_formed": 1.0})
 
-# %% ../../nbs/04_core.demo.ipynb #518c6759
+# %% ../../nbs/04_core.demo.ipynb #8a9fd048
 DEMO = Path(str(files("sdpo_nb") / "data" / "demo"))  # weights, tokenizer and model card
 
-
+# %% ../../nbs/04_core.demo.ipynb #f20ec0e9
 def load_demo(
     device: str = "cpu",  # "auto", or a torch device
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:  # in 32 bits, ready to answer or to train

@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.models.html.md"""
 
 # %% auto #0
 __all__ = ['need', 'pick_device', 'pick_dtype', 'load_model', 'check_tokenizer', 'render', 'context_length', 'check_fits', 'pad',
-           'seeded']
+           'positions', 'as_reader', 'seeded']
 
 # %% ../../nbs/02_core.models.ipynb #7e9ef6c4
 import importlib
@@ -31,14 +31,16 @@ def need(
     except ImportError as error:
         raise ImportError(f'{package} is not installed; run: pip install "sdpo-nb[{extra}]"') from error
 
-# %% ../../nbs/02_core.models.ipynb #ba565479
+# %% ../../nbs/02_core.models.ipynb #2f821186
 def pick_device(
     wanted: str = "auto",  # "auto", or a torch device
 ) -> torch.device:
     "The device asked for, or the best one there is."
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto": return torch.device(next(kind for kind, is_there in there.items() if is_there))
-    if not there.get(wanted.split(":")[0]):
+    kind, _, number = wanted.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there.get(kind) or number and not (number.isdigit() and int(number) < count):
         raise ValueError(f"there is no device {wanted!r} here; there is auto, {', '.join(kind for kind, is_there in there.items() if is_there)}")
     return torch.device(wanted)
 
@@ -52,7 +54,7 @@ def pick_dtype(
     major, _ = capability or torch.cuda.get_device_capability(device)
     return torch.bfloat16 if major >= 8 else torch.float16
 
-# %% ../../nbs/02_core.models.ipynb #87fa16bd
+# %% ../../nbs/02_core.models.ipynb #8cd80376
 def load_model(
     source: str | Path,  # a folder, or a name on the hub
     dtype: torch.dtype | str = "auto",  # "auto": what `pick_dtype` says of the device
@@ -69,9 +71,10 @@ def load_model(
         return model, check_tokenizer(tokenizer)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(source))
+    tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(source, revision=options.get("revision", "main")))
+    if device == "auto" or "device_map" in options: options = {"device_map": place} | options
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    return model.to(place) if "quantization_config" not in options else model, tokenizer
+    return model if "device_map" in options else model.to(place), tokenizer
 
 # %% ../../nbs/02_core.models.ipynb #af67eb7c
 def check_tokenizer(
@@ -94,7 +97,7 @@ def render(
     texts = [tokenizer.apply_chat_template(list(c), tokenize=False, add_generation_prompt=True, **template) for c in conversations]
     return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-# %% ../../nbs/02_core.models.ipynb #69894174
+# %% ../../nbs/02_core.models.ipynb #93f02890
 def context_length(
     model: "PreTrainedModel",  # any causal language model
 ) -> int | None:  # tokens; None when the model names no limit
@@ -106,13 +109,13 @@ def check_fits(
     model: "PreTrainedModel",  # who will read
     prompts: Sequence[Sequence[int]],  # token ids
     room: int,  # tokens of the answer
+    mend: str = "shorten the prompt, or lower max_new_tokens",  # what to do about it
 ) -> None:
     "Refuse prompts that leave too little room for an answer in the model's context."
     limit, longest = context_length(model), max(map(len, prompts), default=0)
     if limit is not None and longest + room > limit:
         raise ValueError(
-            f"a prompt of {longest} tokens and an answer of {room} do not fit the model's context of {limit}; "
-            "shorten the prompt, or lower max_new_tokens"
+            f"a prompt of {longest} tokens and an answer of {room} do not fit the model's context of {limit}; {mend}"
         )
 
 # %% ../../nbs/02_core.models.ipynb #33213aa9
@@ -132,13 +135,32 @@ def pad(
         mask[i, where] = 1
     return out, mask
 
-# %% ../../nbs/02_core.models.ipynb #9d398244
+# %% ../../nbs/02_core.models.ipynb #707f840b
+def positions(
+    mask_BP: torch.Tensor,  # [B, P], 1 where a token is real
+) -> torch.Tensor:  # [B, P]
+    "The place of each real token in its row; padding on the left counts nothing."
+    return (mask_BP.cumsum(1) - 1).clamp(min=0)
+
+# %% ../../nbs/02_core.models.ipynb #38970586
+@contextmanager
+def as_reader(
+    model: "PreTrainedModel",  # perhaps in training
+) -> Iterator["PreTrainedModel"]:
+    "Let a model read without gradient and without dropout."
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(): yield model
+    finally: model.train(was_training)
+
+# %% ../../nbs/02_core.models.ipynb #49ee5ea7
 @contextmanager
 def seeded(
     seed: int,  # the same seed throws the same dice
     device: torch.device,  # whose dice, besides the CPU's
 ) -> Iterator[None]:
     "Fix torch's random numbers for a while, and put them back."
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

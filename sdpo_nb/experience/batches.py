@@ -7,9 +7,9 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/experience.batches.html.md"""
 # %% auto #0
 __all__ = ['Row', 'merge', 'Prompts', 'Batch', 'collate', 'parts']
 
-# %% ../../nbs/10_experience.batches.ipynb #84d07dcd
+# %% ../../nbs/10_experience.batches.ipynb #8bc4b75b
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +34,7 @@ class Row:
         "Whether there is anything to learn from it."
         return self.view.active if self.view is not None else self.advantage != 0.0
 
-# %% ../../nbs/10_experience.batches.ipynb #e22321b0
+# %% ../../nbs/10_experience.batches.ipynb #63e9a64e
 def merge(
     rows: Sequence[Row],  # some of them equal
 ) -> list[Row]:  # all different, with the weights of those they stand for
@@ -42,7 +42,8 @@ def merge(
     kept: dict[tuple, Row] = {}
     for row in rows:
         seen = row.view and tuple(sorted(turn.items()) for turn in row.view.messages)
-        key = row.rollout.prompt_ids, row.rollout.completion_ids, repr(seen), row.advantage
+        old = tuple(round(logp, 3) for logp in row.rollout.logps)
+        key = row.rollout.prompt_ids, row.rollout.completion_ids, old, repr(seen), row.advantage
         kept[key] = replace(kept[key], weight=kept[key].weight + row.weight) if key in kept else row
     return list(kept.values())
 
@@ -71,7 +72,7 @@ class Prompts:
         "One prompt for each row."
         return self.ids[self.index], self.mask[self.index]
 
-# %% ../../nbs/10_experience.batches.ipynb #a7fbbd30
+# %% ../../nbs/10_experience.batches.ipynb #f0148899
 @dataclass(frozen=True)
 class Batch:
     "Attempts as tensors, with the prompts of both readers."
@@ -102,6 +103,7 @@ def collate(
     ids, mask = pad([r.completion_ids for r in rollouts], pad_id, "right")
     old_logps, _ = pad([r.logps for r in rollouts], 0.0, "right", torch.float32)
     views = [row.view.messages for row in rows if row.view is not None]
+    if len(views) not in (0, len(rows)): raise ValueError(f"{len(views)} of {len(rows)} rows have a teacher's view; give one to all of them, or to none")
     return Batch(
         Prompts.of([r.prompt_ids for r in rollouts], pad_id, device),
         Prompts.of(render(tokenizer, views), pad_id, device) if views else None,

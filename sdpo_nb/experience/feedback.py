@@ -7,7 +7,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/experience.feedback.html.md"""
 # %% auto #0
 __all__ = ['Environment', 'as_feedback', 'judge_all', 'tasks_of']
 
-# %% ../../nbs/06_experience.feedback.ipynb #4b000106
+# %% ../../nbs/06_experience.feedback.ipynb #4efa9fe2
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ class Environment(Protocol):
         "What there is to say of an answer."
         ...
 
-# %% ../../nbs/06_experience.feedback.ipynb #6ddcb873
+# %% ../../nbs/06_experience.feedback.ipynb #db2dad13
 def as_feedback(
     reward: Any,  # a number; {"score": ..., "feedback": ..., any other numbers}; or Feedback
 ) -> Feedback:
@@ -41,8 +42,10 @@ def as_feedback(
     if isinstance(reward, Feedback): return reward
     if not isinstance(reward, Mapping): return Feedback(reward)
     if "score" not in reward: raise ValueError(f"a reward dictionary needs a 'score'; this one has {sorted(reward)}")
-    others = {key: value for key, value in reward.items() if key not in ("score", "feedback")}
-    return Feedback(reward["score"], reward.get("feedback") or "", others)
+    words, others = reward.get("feedback"), {key: value for key, value in reward.items() if key not in ("score", "feedback")}
+    for name, value in others.items():
+        if not isinstance(value, numbers.Real): raise ValueError(f"beside score and feedback a reward holds numbers; {name!r} is {type(value).__name__}")
+    return Feedback(reward["score"], "" if words is None else words, others)
 
 # %% ../../nbs/06_experience.feedback.ipynb #2c6b1482
 def judge_all(

@@ -53,12 +53,13 @@ class Prompting:
         "The authors' behaviour, also where this package differs on purpose: a success with feedback is told that it failed."
         return cls(success_threshold, exclude_self, strip_thinking, use_feedback, feedback_only_without_solution, feedback_on_success=True)
 
-# %% ../../nbs/09_experience.prompting.ipynb #f9e68a23
+# %% ../../nbs/09_experience.prompting.ipynb #808560c7
 def strip_thoughts(
     text: str,  # a completion, perhaps with reasoning in it
 ) -> str:
     "A completion without its <think> parts."
-    return re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
+    return text.split("</think>", 1)[-1].lstrip() if "</think>" in text else text  # the prompt may have opened the tag
 
 
 def demonstrations(
@@ -101,7 +102,7 @@ def teacher_view(
     content = fill(prompting.reprompt, prompt=messages[-1]["content"], solution=solution, feedback=remark)
     return TeacherView((*messages[:-1], {**messages[-1], "content": content}), demonstration, feedback)
 
-# %% ../../nbs/09_experience.prompting.ipynb #1e1d56ea
+# %% ../../nbs/09_experience.prompting.ipynb #51be551e
 def teacher_views(
     prompts: Sequence[Sequence[Message] | str],  # what was asked, one for each attempt
     completions: Sequence[str],  # what was answered
@@ -115,7 +116,7 @@ def teacher_views(
     if len(set(lengths.values())) > 1: raise ValueError(f"every attempt needs one of each, but there are {lengths}")
     views = []
     for i, demonstration in enumerate(demonstrations(completions, rewards, groups, prompting)):
-        said = feedback[i] or ""
+        said = "" if feedback[i] is None else feedback[i]
         if not isinstance(said, str): raise ValueError(f"feedback must be text, not {type(said).__name__}, in attempt {i}")
         is_told = prompting.feedback_on_success or rewards[i] < prompting.success_threshold
         is_crowded_out = prompting.feedback_only_without_solution and demonstration is not None

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# %% ../../nbs/11_loss.objectives.ipynb #6b2411d0
+# %% ../../nbs/11_loss.objectives.ipynb #8515495b
 def kl(
-    p_logps_BTK: Tensor,  # log-probabilities of the reader that is averaged over
+    p_logps_BTK: Tensor,  # log-probabilities of the reader whose words are averaged over
     q_logps_BTK: Tensor,  # log-probabilities of the other
 ) -> Tensor:  # [B, T]
-    "Kullback-Leibler divergence of q from p, at every position."
+    "KL(p || q), at every position: what p's words cost when they are expected to come from q."
     return (p_logps_BTK.exp() * (p_logps_BTK - q_logps_BTK)).sum(-1)
 
 
@@ -209,7 +209,7 @@ def reading_metrics(
         "agreement": mean(agreement.float()),
     }
 
-# %% ../../nbs/11_loss.objectives.ipynb #dc84c8c1
+# %% ../../nbs/11_loss.objectives.ipynb #12d940ad
 def group_advantages(
     scores_B: Tensor,  # one score per attempt
     groups_B: Tensor,  # which attempts answer the same task
@@ -217,8 +217,10 @@ def group_advantages(
 ) -> Tensor:  # [B]
     "How much better each attempt did than its group."
     _, inverse, counts = groups_B.unique(return_inverse=True, return_counts=True)
-    total = lambda values_B: torch.zeros(len(counts), dtype=scores_B.dtype).scatter_add(0, inverse, values_B)
-    centred = scores_B - (total(scores_B) / counts)[inverse]
+    total = lambda values_B: scores_B.new_zeros(len(counts)).scatter_add(0, inverse, values_B)
+    extreme = lambda side: scores_B.new_zeros(len(counts)).scatter_reduce(0, inverse, scores_B, side, include_self=False)
+    is_split = extreme("amax") > extreme("amin")
+    centred = torch.where(is_split[inverse], scores_B - (total(scores_B) / counts)[inverse], 0.0)
     if not is_scaled: return centred
     spread = (total(centred.square()) / (counts - 1).clamp(min=1)).sqrt()
     return centred / (spread[inverse] + 1e-4)

@@ -85,7 +85,7 @@ def show_result(
     for name, run in zip(runs, (result, *result.get("compared", {}).values())):
         console.print(f"  {name}: {share(run['before'])} before, [bold]{share(run['after'])}[/bold] after {run['attempts']:,} attempts in {run['seconds']:.1f} s of training")
 
-# %% ../../nbs/24_run.cli.ipynb #788e5f85
+# %% ../../nbs/24_run.cli.ipynb #a30f3015
 def run_demo(
     options: argparse.Namespace,  # as parsed
 ) -> int:  # the exit code
@@ -110,13 +110,13 @@ def run_demo(
                     display(report)
     except KeyboardInterrupt: note = "Interrupted: this is the run so far."
     result = summary(config, runs)
-    write_report(options.out, runs or {METHODS[config.method].name: []}, title="sdpo-nb demo", settings=result["settings"], note=note)
+    write_report(options.out, runs or {METHODS[config.method].name: []}, title=f"{METHODS[config.method].name} on {config.env}, feedback: {config.environment.feedback}", settings=result["settings"], note=note)
     show_result(console, result, runs)
     console.print(f"\n{note} Report: {options.out}".strip(), soft_wrap=True)
     if options.json: print(json.dumps(result | {"report": str(options.out)}))
     return 130 if note else 0
 
-# %% ../../nbs/24_run.cli.ipynb #55306823
+# %% ../../nbs/24_run.cli.ipynb #bfacb4ea
 def main(
     words: list[str] | None = None,  # the command line; the process's own when not given
 ) -> int:  # the exit code
@@ -128,3 +128,4 @@ def main(
     if unknown: chosen.refuse(unknown)
     try: return options.run(options)
     except ValueError as error: chosen.error(str(error))
+    except KeyboardInterrupt: return 130  # before there was anything to keep, or while it was written
