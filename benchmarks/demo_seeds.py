@@ -1,4 +1,4 @@
-"The seed tables of the demo: every run of an experiment, one after the other, into stamped JSON that an experiment page draws."
+"The seed tables of the demo: every run of an experiment, in turn, into stamped JSON that an experiment page draws."
 
 import argparse
 import json
@@ -15,13 +15,19 @@ from sdpo_nb.learn.teachers import Frozen, Live
 from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 
 DATA = Path(__file__).parent.parent / "nbs" / "experiments" / "data"
-RATES = (3e-4, 6e-4, 1e-3)
+RATES = (1.5e-4, 3e-4, 6e-4, 1e-3)
 
 
-def job(package: str, method: str, book: str, feedback: str, steps: int, seeds: int, rates: tuple = (6e-4,), teacher: str = "ema", look: int = 5) -> list[dict]:
+def job(
+    package: str, method: str, book: str, feedback: str, steps: int, seeds: int,
+    rates: tuple = (6e-4,), teacher: str = "ema", look: int = 5,
+) -> list[dict]:
     "The runs of one curve: every learning rate with every seed."
     return [
-        dict(package=package, method=method, book=book, feedback=feedback, teacher=teacher, rate=rate, steps=steps, seed=seed, look=look)
+        dict(
+            package=package, method=method, book=book, feedback=feedback, teacher=teacher, rate=rate,
+            steps=steps, seed=seed, look=look,
+        )
         for rate in rates
         for seed in range(seeds)
     ]
@@ -31,25 +37,41 @@ EXPERIMENTS: dict[str, list[dict[str, Any]]] = {
     "feedback": job("sdpo-nb", "sdpo", "omega", "full", 40, seeds=5)
     + [run for kind in ("first", "neg") for run in job("sdpo-nb", "sdpo", "omega", kind, 80, seeds=3)],
     "grpo": job("sdpo-nb", "grpo", "omega", "full", 300, seeds=3, rates=RATES, look=10),
-    "trl": job("TRL", "sdpo", "omega", "full", 40, seeds=3) + job("TRL", "grpo", "omega", "full", 300, seeds=3, rates=RATES, look=10),
-    "zeta": [run for package in ("sdpo-nb", "TRL") for method in ("sdpo", "grpo") for run in job(package, method, "zeta", "none", 60, seeds=3)],
-    "teachers": [run for kind in ("ema", "frozen", "live") for run in job("sdpo-nb", "sdpo", "zeta", "none", 60, seeds=3, teacher=kind)],
+    "trl": job("TRL", "sdpo", "omega", "full", 40, seeds=3)
+    + job("TRL", "grpo", "omega", "full", 300, seeds=3, rates=RATES, look=10),
+    "zeta": [
+        run
+        for package in ("sdpo-nb", "TRL")
+        for method in ("sdpo", "grpo")
+        for run in job(package, method, "zeta", "none", 60, seeds=3)
+    ],
+    "teachers": [
+        run
+        for kind in ("ema", "frozen", "live")
+        for run in job("sdpo-nb", "sdpo", "zeta", "none", 60, seeds=3, teacher=kind)
+    ],
 }
 
 
 def execute(run: dict[str, Any]) -> dict[str, Any]:
     "One run, with its curve and its seconds of training."
     environment = Codebook(run["book"], run["feedback"])
-    size = replace(DEMO_SIZE, steps=run["steps"], seed=run["seed"], learning_rate=run["rate"], evaluate_every=run["look"], shown=0)
+    size = replace(
+        DEMO_SIZE, steps=run["steps"], seed=run["seed"], learning_rate=run["rate"], evaluate_every=run["look"], shown=0
+    )
     if run["package"] == "TRL": result = run_trl(environment, run["method"], size)
-    else: result = run_ours(environment, METHODS[run["method"]], size, {"live": Live(), "frozen": Frozen(), "ema": None}[run["teacher"]])
-    return run | {"seconds": round(result["seconds"], 2), "curve": [(attempts, round(rate, 4)) for attempts, rate in result["curve"]], "stamp": stamp()}
+    else:
+        teacher = {"live": Live(), "frozen": Frozen(), "ema": None}[run["teacher"]]
+        result = run_ours(environment, METHODS[run["method"]], size, teacher)
+    curve = [(attempts, round(rate, 4)) for attempts, rate in result["curve"]]
+    return run | {"seconds": round(result["seconds"], 2), "curve": curve, "stamp": stamp()}
 
 
 def main() -> None:
     "Run what is not there yet; each finished run is written at once."
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help=f"of {', '.join(EXPERIMENTS)}; all when none is named")
+    about = f"of {', '.join(EXPERIMENTS)}; all when none is named"
+    parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help=about)
     parser.add_argument("--again", action="store_true", help="forget the runs that are there")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -31,16 +31,22 @@ def main() -> None:
     seconds, rates, ratios = {"sdpo-nb": [], "TRL": []}, {"sdpo-nb": [], "TRL": []}, []
     for seed in range(options.repeats):
         size = replace(DEMO_SIZE, steps=options.steps, seed=seed, evaluate_every=0)
-        for name, run in (("sdpo-nb", run_ours(environment, METHODS["sdpo"], size)), ("TRL", run_trl(environment, "sdpo", size))):
+        runs = {"sdpo-nb": run_ours(environment, METHODS["sdpo"], size), "TRL": run_trl(environment, "sdpo", size)}
+        for name, run in runs.items():
             seconds[name].append(run["seconds"])
             rates[name].append(final_rate(run, environment, tokenizer))
         ratios.append(seconds["sdpo-nb"][-1] / seconds["TRL"][-1])
-    print(f"{options.steps} steps of 64 attempts on {options.env}, reverse KL over all words, EMA teacher; {options.repeats} seeds")
+    print(
+        f"{options.steps} steps of 64 attempts on {options.env}, reverse KL over all words, EMA teacher; "
+        f"{options.repeats} seeds"
+    )
     for name in seconds:
-        print(f"  {name:8} {statistics.median(seconds[name]):6.2f} s   held-out pass rate at the end {', '.join(f'{rate:.1%}' for rate in rates[name])}")
+        at_the_end = ", ".join(f"{rate:.1%}" for rate in rates[name])
+        print(f"  {name:8} {statistics.median(seconds[name]):6.2f} s   held-out pass rate at the end {at_the_end}")
     print(f"  ratio    {statistics.median(ratios):6.2f}     ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
     if options.json:
-        print(json.dumps({"ratios": {"demo_vs_trl": statistics.median(ratios)}, "each": ratios, "seconds": seconds, "rates": rates} | stamp()))
+        result = {"ratios": {"demo_vs_trl": statistics.median(ratios)}, "each": ratios}
+        print(json.dumps(result | {"seconds": seconds, "rates": rates} | stamp()))
 
 
 if __name__ == "__main__": main()

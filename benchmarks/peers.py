@@ -1,4 +1,7 @@
-"The demo's task on this package and on TRL's trainers, in the same process and the same size: what benchmarks and experiments compare."
+"""The demo's task on this package and on TRL's trainers, in the same process and the same size.
+
+It is what benchmarks and experiments compare.
+"""
 
 import os
 import platform
@@ -55,14 +58,16 @@ def trl_trainer(
     size: LoopConfig,  # the same numbers as for run_ours
     callbacks: list = [],  # transformers callbacks
 ):
-    "TRL's trainer for the same job. Its SDPO reads feedback from a column only, so a subclass hands it the attempt's own."
+    "TRL's trainer for the same job. Its SDPO reads feedback from a column, so a subclass hands it the attempt's own."
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-    def judged(task_prompt, answer, completion): return environment.judge(Task(task_prompt, {"answer": answer}), completion[0]["content"])
+    def judged(task_prompt, answer, completion):
+        return environment.judge(Task(task_prompt, {"answer": answer}), completion[0]["content"])
 
-    def score(prompts, completions, answer, **_): return [judged(p, a, c).score for p, c, a in zip(prompts, completions, answer)]
+    def score(prompts, completions, answer, **_):
+        return [judged(p, a, c).score for p, c, a in zip(prompts, completions, answer)]
 
     class TalkingSDPO(SDPOTrainer):
         def _calculate_rewards(self, inputs, prompts, completions, ids):
@@ -71,7 +76,8 @@ def trl_trainer(
             return super()._calculate_rewards(inputs, prompts, completions, ids)
 
         def _prepare_training_batch(self, inputs):
-            rows, build = [dict(row) for row in inputs], self.teacher_context_builder.build  # rows of a group are one object
+            rows = [dict(row) for row in inputs]  # rows of a group are one object
+            build = self.teacher_context_builder.build
 
             def with_feedback(output, prompts, rewards, feedbacks=None):
                 return build(output, prompts, rewards, feedbacks=[row["privileged_context"] for row in rows])
@@ -81,21 +87,28 @@ def trl_trainer(
             finally: self.teacher_context_builder.build = build
 
     common = dict(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size.tasks * size.attempts, num_generations=size.attempts,
-        max_completion_length=size.sampling.max_new_tokens, learning_rate=size.learning_rate, weight_decay=0.0,
-        lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": int(size.steps * size.cooldown), "decay_type": "linear"},
-        max_steps=size.steps, seed=size.seed, temperature=size.sampling.temperature, logging_steps=10_000, save_strategy="no", report_to="none",
-        use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size.tasks * size.attempts,
+        num_generations=size.attempts, max_completion_length=size.sampling.max_new_tokens,
+        learning_rate=size.learning_rate, weight_decay=0.0, lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": int(size.steps * size.cooldown), "decay_type": "linear"},
+        max_steps=size.steps, seed=size.seed, temperature=size.sampling.temperature,
+        logging_steps=10_000, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
+        gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False,
         model_init_kwargs={"dtype": "float32"},
     )
     if name == "sdpo":
-        config = SDPOConfig(**common, distillation_mode="full_logits", distillation_alpha=1.0, teacher_model_kind="ema", teacher_update_rate=0.05,
-                            include_environment_feedback=environment.feedback != "none")
+        config = SDPOConfig(
+            **common, distillation_mode="full_logits", distillation_alpha=1.0, teacher_model_kind="ema",
+            teacher_update_rate=0.05, include_environment_feedback=environment.feedback != "none",
+        )
     else: config = GRPOConfig(**common)
     rows = [{"prompt": list(task.messages), "answer": task.info["answer"]} for task in environment.tasks(2000)]
     _, tokenizer = load_demo()
     kind = TalkingSDPO if name == "sdpo" else GRPOTrainer
-    return kind(model=str(DEMO), reward_funcs=score, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=callbacks)
+    return kind(
+        model=str(DEMO), reward_funcs=score, args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, callbacks=callbacks,
+    )
 
 
 def run_trl(
@@ -120,7 +133,8 @@ def run_trl(
         def on_train_begin(self, args, state, control, model=None, **_): self.look(model, 0)
 
         def on_step_end(self, args, state, control, model=None, **_):
-            if state.global_step % size.evaluate_every == 0 or state.global_step == size.steps: self.look(model, state.global_step)
+            if state.global_step % size.evaluate_every == 0 or state.global_step == size.steps:
+                self.look(model, state.global_step)
 
     trainer = trl_trainer(environment, name, size, [Look()] if size.evaluate_every else [])
     start = time.perf_counter()

@@ -10,7 +10,10 @@ COMMAND = [sys.executable, "-c", "import sys; from sdpo_nb.run.cli import main; 
 
 
 def test_ctrl_c_ends_cleanly_and_keeps_the_report_so_far(tmp_path: Path):
-    process = subprocess.Popen([*COMMAND, "demo", "--steps", "500", "--json"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--steps", "500", "--json"],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
     for line in process.stderr:  # progress; step 50 is the first tenth
         if "step 50/" in line: break
     process.send_signal(signal.SIGINT)
@@ -24,14 +27,16 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_report_so_far(tmp_path: Path):
 
 
 def test_two_methods_are_compared_after_equally_many_attempts(tmp_path: Path):
-    done = subprocess.run([*COMMAND, "demo", "--steps", "3", "--compare", "--json"], cwd=tmp_path, text=True, capture_output=True, check=True)
+    words = [*COMMAND, "demo", "--steps", "3", "--compare", "--json"]
+    done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True, check=True)
     result = json.loads(done.stdout)
     assert result["attempts"] == result["compared"]["GRPO"]["attempts"] == 3 * 64
     assert "GRPO" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_help_imports_nothing_heavy():
-    script = "import sys; from sdpo_nb.run.cli import main; main([]); print(sorted({'torch', 'transformers', 'matplotlib', 'rich'} & set(sys.modules)))"
+    heavy = "{'torch', 'transformers', 'matplotlib', 'rich'}"
+    script = f"import sys; from sdpo_nb.run.cli import main; main([]); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True)
     assert "demo" in done.stdout and done.stdout.splitlines()[-1] == "[]"
 

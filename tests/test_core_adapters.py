@@ -20,7 +20,8 @@ def test_a_new_adapter_changes_nothing():
     with notebook_cell("nbs/03_core.adapters.ipynb", "4b540a4f"):
         def base():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2))
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes))
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
@@ -37,7 +38,8 @@ def test_its_weights_are_a_handful_of_tensors():
     with notebook_cell("nbs/03_core.adapters.ipynb", "4b540a4f"):
         def base():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2))
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes))
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
@@ -55,7 +57,8 @@ def test_a_second_adapter_starts_where_the_first_one_stands():
     with notebook_cell("nbs/03_core.adapters.ipynb", "4b540a4f"):
         def base():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2))
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes))
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
@@ -69,7 +72,9 @@ def test_a_second_adapter_starts_where_the_first_one_stands():
 
     # %% nbs/03_core.adapters.ipynb#0668ba50
     with notebook_cell("nbs/03_core.adapters.ipynb", "0668ba50"):
-        def product(model, name): return torch.cat([(B @ A).flatten() for A, B in zip(*[iter(adapter_weights(model, name).values())] * 2)])
+        def product(model, name):
+            factors = iter(adapter_weights(model, name).values())
+            return torch.cat([(B @ A).flatten() for A, B in zip(factors, factors)])
 
         def follow(start_at_zero, steps=60, rate=0.05):
             model, _ = add_adapter(base(), rank=4)
@@ -79,11 +84,17 @@ def test_a_second_adapter_starts_where_the_first_one_stands():
             with torch.no_grad():
                 for weight in adapter_weights(model, "teacher").values(): weight.mul_(0.0 if start_at_zero else 1.0)
                 for weight, new in zip(adapter_weights(model, "student").values(), moved): weight.copy_(new + 0.1)
-            return [(average_adapter(model, "student", "teacher", rate), (product(model, "teacher").norm() / product(model, "student").norm()).item())[1] for _ in range(steps)]
+            ratios = []
+            for _ in range(steps):
+                average_adapter(model, "student", "teacher", rate)
+                ratios.append((product(model, "teacher").norm() / product(model, "student").norm()).item())
+            return ratios
 
         figure, axes = plt.subplots(figsize=(6, 2.5))
-        for start_at_zero, name in ((False, "from the student (here)"), (True, "from zero factors (TRL 1.16)")): axes.plot(follow(start_at_zero), label=name)
-        axes.set(xlabel="updates at rate 0.05", ylabel="teacher / student, norm of BA", ylim=(0, 1.1)); axes.legend(frameon=False);
+        for start_at_zero, name in ((False, "from the student (here)"), (True, "from zero factors (TRL 1.16)")):
+            axes.plot(follow(start_at_zero), label=name)
+        axes.set(xlabel="updates at rate 0.05", ylabel="teacher / student, norm of BA", ylim=(0, 1.1))
+        axes.legend(frameon=False);
 
     # %% nbs/03_core.adapters.ipynb#ba32ea3f
     with notebook_cell("nbs/03_core.adapters.ipynb", "ba32ea3f"):
@@ -95,7 +106,8 @@ def test_switching_is_a_promise_to_switch_back():
     with notebook_cell("nbs/03_core.adapters.ipynb", "4b540a4f"):
         def base():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2))
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes))
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
@@ -121,7 +133,8 @@ def test_a_merged_adapter_is_a_plain_model_again():
     with notebook_cell("nbs/03_core.adapters.ipynb", "4b540a4f"):
         def base():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2))
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes))
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
@@ -141,7 +154,8 @@ def test_what_we_have():
     with notebook_cell("nbs/03_core.adapters.ipynb", "4b540a4f"):
         def base():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2))
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes))
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()

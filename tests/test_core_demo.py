@@ -50,7 +50,10 @@ def test_a_book_gives_each_syllable_a_letter():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -104,7 +107,10 @@ def test_an_answer_repeats_each_syllable_and_adds_its_letter():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -149,7 +155,10 @@ def test_chance_is_known_to_the_last_digit():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -164,7 +173,9 @@ def test_chance_is_known_to_the_last_digit():
         test_eq(chance(BOOKS["omega"], [syllable for syllable in SYLLABLES if len(CANDIDATES[syllable]) == 1]), 1.0)
         rng = random.Random(0)
         questions = [rng.sample(SYLLABLES, rng.randint(5, 8)) for _ in range(4000)]
-        by_chance = {name: sum(chance(book, question) for question in questions) / len(questions) for name, book in BOOKS.items()}
+        by_chance = {
+            name: sum(chance(book, question) for question in questions) / len(questions) for name, book in BOOKS.items()
+        }
         assert by_chance["zeta"] < 0.04 and by_chance["omega"] < 0.004
         by_chance
 
@@ -195,7 +206,10 @@ def test_what_the_judge_says_comes_in_four_kinds():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -243,7 +257,10 @@ def test_questions_fall_into_two_splits_by_their_checksum():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -292,7 +309,10 @@ def test_a_codebook_asks_and_judges():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -320,7 +340,11 @@ def test_a_codebook_asks_and_judges():
     # %% nbs/04_core.demo.ipynb#2ef89d3b
     with notebook_cell("nbs/04_core.demo.ipynb", "2ef89d3b"):
         train = {task.question.split(": ")[1] for name in BOOKS for task in Codebook(name).tasks(2000)}
-        held_out = {task.question.split(": ")[1] for name in BOOKS for task in Codebook(name, shortest=2).tasks(500, "held_out")}
+        held_out = {
+            task.question.split(": ")[1]
+            for name in BOOKS
+            for task in Codebook(name, shortest=2).tasks(500, "held_out")
+        }
         test_eq(train & held_out, set())
         test_eq(Codebook().tasks(5), Codebook().tasks(500)[:5])
         len(train), len(held_out)
@@ -360,7 +384,10 @@ def test_the_model_comes_with_the_package():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -416,7 +443,10 @@ def test_without_context_it_can_only_guess():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -428,7 +458,10 @@ def test_without_context_it_can_only_guess():
     with notebook_cell("nbs/04_core.demo.ipynb", "af2d90f7"):
         free = [s for s in SYLLABLES if len(CANDIDATES[s]) > 1]
         odds = torch.stack([letter_odds(Task.ask(ask("omega", [s, "ba"])).messages, f"{s}=A")[0] for s in free])
-        given = [sum(row[LETTERS.index(CANDIDATES[s][rank])].item() for s, row in zip(free, odds)) / len(free) for rank in range(3)]
+        given = [
+            sum(row[LETTERS.index(CANDIDATES[s][rank])].item() for s, row in zip(free, odds)) / len(free)
+            for rank in range(3)
+        ]
         test_close(given, ODDS, eps=0.05)
         [round(share, 3) for share in given]
 
@@ -459,7 +492,10 @@ def test_context_makes_it_wise():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -474,16 +510,24 @@ def test_context_makes_it_wise():
             tasks = Codebook(book).tasks(count, "held_out")
             tries = answers([task.messages for task in tasks])
             texts = {"nothing": tries}
-            texts["a correct solution"] = answers([Task.ask(SOLVED.format(task.question, task.info["answer"])).messages for task in tasks])
-            for kind in KINDS[:3]: texts[f"`{kind}` feedback"] = answers([retry(*pair, book, kind) for pair in zip(tasks, tries)], seed=1)
-            return {context: sum(Codebook(book).judge(*pair).score for pair in zip(tasks, said)) / count for context, said in texts.items()}
+            texts["a correct solution"] = answers([
+                Task.ask(SOLVED.format(task.question, task.info["answer"])).messages for task in tasks
+            ])
+            for kind in KINDS[:3]:
+                texts[f"`{kind}` feedback"] = answers([retry(*pair, book, kind) for pair in zip(tasks, tries)], seed=1)
+            return {
+                context: sum(Codebook(book).judge(*pair).score for pair in zip(tasks, said)) / count
+                for context, said in texts.items()
+            }
 
 
         table = {book: pass_rates(book) for book in BOOKS}
         assert table["omega"]["nothing"] < 0.02 and table["zeta"]["nothing"] < 0.1
         assert min(rates["a correct solution"] for rates in table.values()) > 0.95
         assert table["omega"]["`full` feedback"] > 0.25
-        rows = "\n".join(f"| {context} | {table['zeta'][context]:.1%} | {table['omega'][context]:.1%} |" for context in table["omega"])
+        rows = "\n".join(
+            f"| {context} | {table['zeta'][context]:.1%} | {table['omega'][context]:.1%} |" for context in table["omega"]
+        )
         Markdown("| given | `zeta` | `omega` |\n|---|---|---|\n" + rows)
 
 
@@ -513,7 +557,10 @@ def test_the_teacher_reads_the_student_s_own_mistakes():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):
@@ -529,10 +576,17 @@ def test_the_teacher_reads_the_student_s_own_mistakes():
             right, said = decode(task.info["answer"]), decode(attempt)
             if said is None or list(said) != list(right): continue
             reads = {kind: retry(task, attempt, "omega", kind) for kind in KINDS[:3]}
-            reads |= {"student": task.messages, "solution": Task.ask(SOLVED.format(task.question, task.info["answer"])).messages}
+            reads |= {
+                "student": task.messages,
+                "solution": Task.ask(SOLVED.format(task.question, task.info["answer"])).messages,
+            }
             for context, conversation in reads.items():
                 rows = zip(letter_odds(conversation, attempt), right, strict=True)
-                readings[context] += [(row[LETTERS.index(right[s])].item(), row[LETTERS.index(said[s])].item()) for row, s in rows if said[s] != right[s]]
+                readings[context] += [
+                    (row[LETTERS.index(right[s])].item(), row[LETTERS.index(said[s])].item())
+                    for row, s in rows
+                    if said[s] != right[s]
+                ]
         mean = {context: torch.tensor(pairs).mean(0).tolist() for context, pairs in readings.items()}
         assert mean["full"][0] > 0.9 and mean["solution"][0] > 0.95 and mean["student"][0] < 0.35
         assert mean["neg"][1] < 0.6 * mean["student"][1] and mean["neg"][0] > 1.3 * mean["student"][0]
@@ -545,7 +599,10 @@ def test_the_teacher_reads_the_student_s_own_mistakes():
         for column, (axes, title) in enumerate(zip(panels, ("of the right letter", "of the wrong letter that was said"))):
             for x, (context, pairs) in enumerate(readings.items()):
                 colour = "#2f7fd1" if x else "#7d868f"
-                axes.plot([x + spread.uniform(-0.3, 0.3) for _ in pairs], [pair[column] for pair in pairs], ".", ms=3.5, alpha=0.35, color=colour, mew=0)
+                axes.plot(
+                    [x + spread.uniform(-0.3, 0.3) for _ in pairs], [pair[column] for pair in pairs],
+                    ".", ms=3.5, alpha=0.35, color=colour, mew=0,
+                )
                 axes.plot([x - 0.36, x + 0.36], [mean[context][column]] * 2, color=colour, lw=2.5)
             axes.set(title=f"probability {title}", xticks=range(len(readings)), xticklabels=readings, ylim=(-0.03, 1.03))
             axes.title.set_size(9.5)
@@ -583,7 +640,10 @@ def test_what_we_have():
     # %% nbs/04_core.demo.ipynb#2e52b6bd
     with notebook_cell("nbs/04_core.demo.ipynb", "2e52b6bd"):
         SOLVED = "{}\nCorrect solution:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
-        TOLD = "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\nCorrectly solve the original question.\n"
+        TOLD = (
+            "{}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{}\n\n\n\n"
+    "Correctly solve the original question.\n"
+        )
 
 
         def retry(task, attempt, book, kind):

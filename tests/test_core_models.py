@@ -26,9 +26,15 @@ def test_optional_packages_are_asked_for_by_name():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#89bb5764
@@ -44,9 +50,15 @@ def test_precision_follows_the_card_s_capability_not_its_word():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#00218f93
@@ -70,9 +82,15 @@ def test_loading_is_one_call():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#39ddb306
@@ -85,7 +103,8 @@ def test_loading_is_one_call():
 
     # %% nbs/02_core.models.ipynb#1e7b7186
     with notebook_cell("nbs/02_core.models.ipynb", "1e7b7186"):
-        with expect_fail(ValueError, "no chat template"): check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>"))
+        with expect_fail(ValueError, "no chat template"):
+            check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>"))
         with expect_fail(ValueError, "no pad token"):
             check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template="{{ messages }}"))
 
@@ -97,9 +116,15 @@ def test_a_conversation_is_rendered_once_to_token_ids():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#959209f1
@@ -116,16 +141,23 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#99ba5c5c
     with notebook_cell("nbs/02_core.models.ipynb", "99ba5c5c"):
         prompt, = render(tokenizer, [greeting])
         check_fits(model, [prompt], room=12)
-        with expect_fail(ValueError, "4 tokens and an answer of 13 do not fit the model's context of 16"): check_fits(model, [prompt], room=13)
+        with expect_fail(ValueError, "4 tokens and an answer of 13 do not fit the model's context of 16"):
+            check_fits(model, [prompt], room=13)
         context_length(model)
 
 
@@ -136,9 +168,15 @@ def test_padding_is_on_the_left_for_prompts_on_the_right_for_answers():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#1e03d16b
@@ -149,7 +187,10 @@ def test_padding_is_on_the_left_for_prompts_on_the_right_for_answers():
 
     # %% nbs/02_core.models.ipynb#37ed404c
     with notebook_cell("nbs/02_core.models.ipynb", "37ed404c"):
-        columns = [torch.cat([pad([(1,) * n for n in (5, 3, 6)], 0, "left")[1], pad([(1,) * n for n in (2, 5, 4)], 0, "right")[1] * 2], 1)]
+        columns = [torch.cat([
+            pad([(1,) * n for n in (5, 3, 6)], 0, "left")[1],
+            pad([(1,) * n for n in (2, 5, 4)], 0, "right")[1] * 2,
+        ], 1)]
         figure, axes = plt.subplots(figsize=(5, 1.4))
         axes.imshow(columns[0], cmap="Blues", aspect="auto")
         axes.set(xticks=[5.5], xticklabels=["answers begin"], yticks=range(3), yticklabels=["row 0", "row 1", "row 2"]);
@@ -166,9 +207,15 @@ def test_a_reader_has_no_gradient_and_no_dice():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#48e30aef
@@ -187,9 +234,15 @@ def test_chance_is_borrowed_and_given_back():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#feb1f256
@@ -198,7 +251,8 @@ def test_chance_is_borrowed_and_given_back():
         throws = []
         for seed in (1, 1, 2):
             with seeded(seed, torch.device("cpu")): throws.append(torch.rand(1).item())
-        test_eq((throws[0] == throws[1], throws[1] == throws[2], torch.equal(before, torch.get_rng_state())), (True, False, True))
+        are_equal = throws[0] == throws[1], throws[1] == throws[2], torch.equal(before, torch.get_rng_state())
+        test_eq(are_equal, (True, False, True))
 
 
 def test_what_we_have():
@@ -208,9 +262,15 @@ def test_what_we_have():
         backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16))
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
         greeting = [{"role": "user", "content": "hello world"}]
 
     # %% nbs/02_core.models.ipynb#ffbaf2fb

@@ -88,4 +88,7 @@ def test_an_adapter_has_a_name_a_base_and_a_size():
 def test_what_we_have():
     # %% nbs/01_core.records.ipynb#ee634745
     with notebook_cell("nbs/01_core.records.ipynb", "ee634745"):
-        {record.__name__: record.__doc__ for record in (Task, Rollout, Feedback, TeacherView, AttemptReading, StepReport, AdapterRef)}
+        {
+            record.__name__: record.__doc__
+            for record in (Task, Rollout, Feedback, TeacherView, AttemptReading, StepReport, AdapterRef)
+        }

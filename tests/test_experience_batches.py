@@ -30,7 +30,11 @@ def test_a_row_is_an_attempt_and_what_it_can_teach():
 
     # %% nbs/10_experience.batches.ipynb#77f95769
     with notebook_cell("nbs/10_experience.batches.ipynb", "77f95769"):
-        rows = [Row(attempt("ka=Q so=Y"), told("Use ka=M.")), Row(attempt("ka=M so=Y"), told("")), Row(attempt("ka=L"), advantage=-0.5)]
+        rows = [
+            Row(attempt("ka=Q so=Y"), told("Use ka=M.")),
+            Row(attempt("ka=M so=Y"), told("")),
+            Row(attempt("ka=L"), advantage=-0.5),
+        ]
         test_eq([row.has_signal for row in rows], [True, False, True])
 
 
@@ -47,7 +51,11 @@ def test_equal_rows_are_read_once():
 
     # %% nbs/10_experience.batches.ipynb#912349df
     with notebook_cell("nbs/10_experience.batches.ipynb", "912349df"):
-        rows = [Row(attempt("ka=Q so=Y"), told("Use ka=M.")), Row(attempt("ka=Q so=Y", group=1), told("Use ka=M.")), Row(attempt("ka=Q so=Y"), told("Use ka=B."))]
+        rows = [
+            Row(attempt("ka=Q so=Y"), told("Use ka=M.")),
+            Row(attempt("ka=Q so=Y", group=1), told("Use ka=M.")),
+            Row(attempt("ka=Q so=Y"), told("Use ka=B.")),
+        ]
         test_eq([row.weight for row in merge(rows)], [2.0, 1.0])
         older = Row(replace(rows[0].rollout, logps=tuple(logp - 1 for logp in rows[0].rollout.logps)), rows[0].view)
         test_eq([row.weight for row in merge([*rows, older])], [2.0, 1.0, 1.0])
@@ -85,7 +93,8 @@ def test_the_batch():
     # %% nbs/10_experience.batches.ipynb#cb93d625
     with notebook_cell("nbs/10_experience.batches.ipynb", "cb93d625"):
         rows = [Row(attempt("ka=Q so=Y"), told("Use ka=M.")), Row(attempt("ka=L"), told("Bad format."))]
-        with expect_fail(ValueError, "1 of 2 rows have a teacher's view"): collate([rows[0], replace(rows[1], view=None)], tokenizer)
+        with expect_fail(ValueError, "1 of 2 rows have a teacher's view"):
+            collate([rows[0], replace(rows[1], view=None)], tokenizer)
         batch = collate(rows, tokenizer)
         test_eq((batch.student.ids.shape[0], batch.teacher.ids.shape[0]), (1, 2))
         batch
@@ -93,14 +102,19 @@ def test_the_batch():
     # %% nbs/10_experience.batches.ipynb#f1ceaf8b
     with notebook_cell("nbs/10_experience.batches.ipynb", "f1ceaf8b"):
         side = {"student": batch.student, "teacher": batch.teacher}
-        {name: tokenizer.decode(torch.cat([prompts.expand()[0][0], batch.completion_ids[0]]), skip_special_tokens=True) for name, prompts in side.items()}
+        {
+            name: tokenizer.decode(torch.cat([prompts.expand()[0][0], batch.completion_ids[0]]), skip_special_tokens=True)
+            for name, prompts in side.items()
+        }
 
     # %% nbs/10_experience.batches.ipynb#a7dc84b4
     with notebook_cell("nbs/10_experience.batches.ipynb", "a7dc84b4"):
         figure, axes = plt.subplots(2, 1, figsize=(7, 1.8), sharex=True)
         for ax, (name, prompts) in zip(axes, side.items()):
             widths = prompts.mask.sum(1)[prompts.index]
-            ax.barh(range(2), widths, left=-widths, color="lightgrey"); ax.barh(range(2), batch.completion_mask.sum(1)); ax.set(ylabel=name, yticks=[])
+            ax.barh(range(2), widths, left=-widths, color="lightgrey")
+            ax.barh(range(2), batch.completion_mask.sum(1))
+            ax.set(ylabel=name, yticks=[])
         axes[1].set_xlabel("tokens before and after the attempt begins");
 
 
@@ -118,7 +132,8 @@ def test_parts_of_a_batch_are_batches():
     # %% nbs/10_experience.batches.ipynb#42f8e580
     with notebook_cell("nbs/10_experience.batches.ipynb", "42f8e580"):
         rows = [Row(attempt(text)) for text in ("ka=Q so=Y", "ka", "ka=Q so=Y be=L", "so")]
-        test_eq([[row.rollout.text for row in part] for part in parts(rows, 2)], [["ka", "so"], ["ka=Q so=Y", "ka=Q so=Y be=L"]])
+        texts = [[row.rollout.text for row in part] for part in parts(rows, 2)]
+        test_eq(texts, [["ka", "so"], ["ka=Q so=Y", "ka=Q so=Y be=L"]])
 
 
 def test_what_we_have():
@@ -138,7 +153,10 @@ def test_what_we_have():
         environment = Codebook("zeta", feedback="full", shortest=2, longest=4)
         rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(8), attempts=8)
         said = judge_all(environment, rollouts)
-        views = teacher_views([r.task.messages for r in rollouts], [r.text for r in rollouts], [f.score for f in said], [f.text for f in said], [r.group for r in rollouts])
+        views = teacher_views(
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+        )
         rows = [Row(rollout, view) for rollout, view in zip(rollouts, views)]
         with_signal = [row for row in rows if row.has_signal]
         {"attempts": len(rows), "with signal": len(with_signal), "different": len(merge(with_signal))}

@@ -100,7 +100,8 @@ def test_one_answer_one_judgement_in_order():
         class Broken(Multiply):
             def judge(self, task, answer): return {"nan": float("nan"), "text": "good"}.get(answer, {"score": 1, "feedback": 7})
 
-        with expect_fail(ValueError, "Broken.judge, asked about 'nan' to 'What is 6 times 7?': a score must be a finite number"): judge_all(Broken(), [attempt("nan")])
+        message = "Broken.judge, asked about 'nan' to 'What is 6 times 7?': a score must be a finite number"
+        with expect_fail(ValueError, message): judge_all(Broken(), [attempt("nan")])
         with expect_fail(ValueError, "not 'good'"): judge_all(Broken(), [attempt("text")])
         with expect_fail(ValueError, "feedback must be text, not int"): judge_all(Broken(), [attempt("42")])
 
@@ -166,5 +167,6 @@ def test_what_we_have():
     with notebook_cell("nbs/06_experience.feedback.ipynb", "cd63dc6b"):
         figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), sharey=True)
         for ax, name, values in zip(axes, ("scores", "texts"), (Counter(f.score for f in said), Counter(f.text for f in said))):
-            ax.bar(range(len(values)), sorted(values.values(), reverse=True)); ax.set(title=f"{len(values)} different {name}", xticks=[])
+            ax.bar(range(len(values)), sorted(values.values(), reverse=True))
+            ax.set(title=f"{len(values)} different {name}", xticks=[])
         axes[0].set_ylabel("attempts");

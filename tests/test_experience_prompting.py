@@ -20,19 +20,24 @@ def test_three_templates_from_the_paper_s_authors():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
@@ -48,19 +53,24 @@ def test_a_demonstration_is_a_sibling_s_success():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
@@ -78,19 +88,24 @@ def test_the_view_of_one_attempt():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
@@ -107,19 +122,24 @@ def test_the_views_of_a_batch():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
@@ -143,19 +163,24 @@ def test_equal_to_the_authors_own_code():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
@@ -166,7 +191,9 @@ def test_equal_to_the_authors_own_code():
         cases = golden_cases()
         for case in cases:
             prompting = Prompting.reference(*(case["config"][flag] for flag in FLAGS))
-            views = teacher_views(*(case[key] for key in ("prompts", "completions", "rewards", "feedback", "groups")), prompting)
+            views = teacher_views(
+                *(case[key] for key in ("prompts", "completions", "rewards", "feedback", "groups")), prompting
+            )
             test_eq([list(view.messages) for view in views], case["expected_messages"])
             test_eq([float(view.active) for view in views], case["expected_mask"])
         len(cases)
@@ -178,34 +205,52 @@ def test_five_fractions_say_where_the_signal_comes_from():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
     # %% nbs/09_experience.prompting.ipynb#9b3c768d
     with notebook_cell("nbs/09_experience.prompting.ipynb", "9b3c768d"):
         for case in golden_cases():
-            test_eq({k: round(v, 6) for k, v in fractions_of(case).items()}, {k: round(v, 6) for k, v in case["expected_metrics"].items()})
+            test_eq(
+                {k: round(v, 6) for k, v in fractions_of(case).items()},
+                {k: round(v, 6) for k, v in case["expected_metrics"].items()},
+            )
         fractions_of(golden_cases()[7])
 
     # %% nbs/09_experience.prompting.ipynb#93b694ba
     with notebook_cell("nbs/09_experience.prompting.ipynb", "93b694ba"):
-        names = ["success_group_fraction", "success_sample_fraction", "feedback_available_fraction", "feedback_used_fraction", "reprompt_sample_fraction"]
+        names = [
+            "success_group_fraction", "success_sample_fraction",
+            "feedback_available_fraction", "feedback_used_fraction", "reprompt_sample_fraction",
+        ]
         figure, axes = plt.subplots(figsize=(6, 2.2))
-        image = axes.imshow([[fractions_of(case)[name] for case in golden_cases()] for name in names], aspect="auto", cmap="Blues", vmin=0, vmax=1)
-        axes.set(yticks=range(5), yticklabels=[name.removesuffix("_fraction").replace("_", " ") for name in names], xlabel="reference case"); figure.colorbar(image);
+        image = axes.imshow(
+            [[fractions_of(case)[name] for case in golden_cases()] for name in names],
+            aspect="auto", cmap="Blues", vmin=0, vmax=1,
+        )
+        axes.set(
+            yticks=range(5), yticklabels=[name.removesuffix("_fraction").replace("_", " ") for name in names],
+            xlabel="reference case",
+        )
+        figure.colorbar(image);
 
 
 def test_what_we_have():
@@ -214,23 +259,31 @@ def test_what_we_have():
         question = [{"role": "user", "content": "What is 6 times 7?"}]
         def view_of(completions, rewards, feedback=None, prompting=None, index=0):
             count = len(completions)
-            return teacher_views([question] * count, completions, rewards, feedback or [""] * count, [0] * count, prompting or Prompting())[index]
+            said, groups = feedback or [""] * count, [0] * count
+            return teacher_views([question] * count, completions, rewards, said, groups, prompting or Prompting())[index]
 
     # %% nbs/09_experience.prompting.ipynb#efb6f3af
     with notebook_cell("nbs/09_experience.prompting.ipynb", "efb6f3af"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             return json.loads((data / "teacher_prompt_reference.json").read_text(encoding="utf-8"))
 
     # %% nbs/09_experience.prompting.ipynb#dc1f2ce9
     with notebook_cell("nbs/09_experience.prompting.ipynb", "dc1f2ce9"):
         def fractions_of(case):
-            prompting = Prompting.reference(*(case["config"][flag] for flag in ("success_reward_threshold", "dont_reprompt_on_self_success",
-                "remove_thinking_from_demonstration", "include_environment_feedback", "environment_feedback_only_without_solution")))
+            flags = (
+                "success_reward_threshold", "dont_reprompt_on_self_success", "remove_thinking_from_demonstration",
+                "include_environment_feedback", "environment_feedback_only_without_solution",
+            )
+            prompting = Prompting.reference(*(case["config"][flag] for flag in flags))
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
     # %% nbs/09_experience.prompting.ipynb#0ddd2596
     with notebook_cell("nbs/09_experience.prompting.ipynb", "0ddd2596"):
-        views = teacher_views([question] * 3, ["41", "42", "44"], [0, 1, 0], ["Too small.", "", "Too large."], [0, 0, 0], Prompting(feedback_only_without_solution=False))
+        views = teacher_views(
+            [question] * 3, ["41", "42", "44"], [0, 1, 0], ["Too small.", "", "Too large."], [0, 0, 0],
+            Prompting(feedback_only_without_solution=False),
+        )
         [(view.why, view.demonstration, view.feedback) for view in views]

@@ -48,7 +48,8 @@ def test_any_model_samples_through_generate():
     # %% nbs/05_experience.rollouts.ipynb#778abd85
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "778abd85"):
         def read_again(attempt):
-            with torch.no_grad(): logits = model(torch.tensor([attempt.prompt_ids + attempt.completion_ids])).logits[0, len(attempt.prompt_ids) - 1 : -1]
+            ids = torch.tensor([attempt.prompt_ids + attempt.completion_ids])
+            with torch.no_grad(): logits = model(ids).logits[0, len(attempt.prompt_ids) - 1 : -1]
             return logits.log_softmax(-1).gather(-1, torch.tensor(attempt.completion_ids)[:, None])[:, 0]
 
         attempt, again = rollouts[0], read_again(rollouts[0])
@@ -77,11 +78,17 @@ def test_a_small_llama_with_its_memory_laid_out_in_advance():
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "157bcdb7"):
         def same_greedy(model):
             greedy = Sampling(max_new_tokens=20, temperature=0.0)
-            pairs = zip(GenerateSampler(model, tokenizer, greedy).sample(tasks), StaticSampler(model, tokenizer, greedy).sample(tasks))
-            return [(a.completion_ids == b.completion_ids, max(abs(x - y) for x, y in zip(a.logps, b.logps)) < 1e-4) for a, b in pairs]
+            pairs = zip(*(sampler(model, tokenizer, greedy).sample(tasks) for sampler in (GenerateSampler, StaticSampler)))
+            return [
+                (a.completion_ids == b.completion_ids, max(abs(x - y) for x, y in zip(a.logps, b.logps)) < 1e-4)
+                for a, b in pairs
+            ]
 
         torch.manual_seed(0)
-        shared = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        shared = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        )
         test_eq(same_greedy(model) + same_greedy(LlamaForCausalLM(shared).eval()), [(True, True)] * 8)
 
     # %% nbs/05_experience.rollouts.ipynb#8c754624
@@ -89,7 +96,8 @@ def test_a_small_llama_with_its_memory_laid_out_in_advance():
         drawn = StaticSampler(model, tokenizer, Sampling(max_new_tokens=2)).sample(tasks[:1], attempts=1000)
         start, = {r.completion_ids[:1] for r in drawn if r.logps[0] > -0.1}
         with torch.no_grad(): truth = model(torch.tensor([drawn[0].prompt_ids + start])).logits[0, -1].softmax(-1)
-        counted = torch.bincount(torch.tensor([r.completion_ids[1] for r in drawn if r.completion_ids[:1] == start]), minlength=len(truth)) / 1000
+        second = [r.completion_ids[1] for r in drawn if r.completion_ids[:1] == start]
+        counted = torch.bincount(torch.tensor(second), minlength=len(truth)) / 1000
         test_eq((truth.max().item() < 0.8, (counted - truth).abs().max().item() < 0.05), (True, True))
         sorted(zip(counted.tolist(), truth.tolist()))[-3:]
 
@@ -103,7 +111,9 @@ def test_the_architecture_chooses():
     # %% nbs/05_experience.rollouts.ipynb#93e2cc75
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "93e2cc75"):
         test_eq(type(sampler_for(model, tokenizer)), StaticSampler)
-        biased = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, attention_bias=True))
+        biased = LlamaForCausalLM(LlamaConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, attention_bias=True,
+        ))
         test_eq(type(sampler_for(biased, tokenizer)), GenerateSampler)
         add_adapter(model)  # the layers inside the model are no longer plain
         test_eq(type(sampler_for(model, tokenizer)), GenerateSampler)
@@ -119,7 +129,8 @@ def test_the_architecture_chooses():
 
     # %% nbs/05_experience.rollouts.ipynb#a08db480
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "a08db480"):
-        with expect_fail(ValueError, "do not fit the model's context"): sampler_for(model, tokenizer, Sampling(max_new_tokens=600)).sample(tasks)
+        with expect_fail(ValueError, "do not fit the model's context"):
+            sampler_for(model, tokenizer, Sampling(max_new_tokens=600)).sample(tasks)
 
 
 def test_what_we_have():

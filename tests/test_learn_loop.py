@@ -26,7 +26,7 @@ from sdpo_nb.learn.methods import GRPO
 from sdpo_nb.loss.objectives import Objective
 from sdpo_nb.learn.loop import (
     LoopConfig, check_run, Clock, backward, update, pass_rate, teacher_pass_rate, look_at, step_metrics, steps, SILENCE,
-    ADVICE, fit
+    fit
 )
 from cells import notebook_cell
 
@@ -34,7 +34,8 @@ from cells import notebook_cell
 def test_how_long_how_much_how_fast():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -66,7 +67,8 @@ def test_how_long_how_much_how_fast():
 def test_before_anything_is_trained():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -85,14 +87,17 @@ def test_before_anything_is_trained():
     # %% nbs/16_learn.loop.ipynb#e4fdd779
     with notebook_cell("nbs/16_learn.loop.ipynb", "e4fdd779"):
         model, tokenizer = load_demo()
-        with expect_fail(ValueError, "weights of 16 bits swallow small steps"): check_run(model.bfloat16(), tokenizer, [], sdpo, small)
-        with expect_fail(ValueError, "the model has no weights to train"): check_run(model.requires_grad_(False), tokenizer, [], sdpo, small)
+        with expect_fail(ValueError, "weights of 16 bits swallow small steps"):
+            check_run(model.bfloat16(), tokenizer, [], sdpo, small)
+        with expect_fail(ValueError, "the model has no weights to train"):
+            check_run(model.requires_grad_(False), tokenizer, [], sdpo, small)
 
 
 def test_a_clock_that_knows_what_it_is_timing():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -118,7 +123,8 @@ def test_a_clock_that_knows_what_it_is_timing():
 def test_one_update():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -170,7 +176,8 @@ def test_one_update():
 def test_looking_without_learning():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -197,7 +204,8 @@ def test_looking_without_learning():
 def test_the_loop():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -232,7 +240,8 @@ def test_the_loop():
 def test_the_same_seed_the_same_run():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -262,7 +271,8 @@ def test_the_same_seed_the_same_run():
 def test_nothing_to_learn_moves_nothing():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -285,8 +295,10 @@ def test_nothing_to_learn_moves_nothing():
         before = torch.cat([weight.detach().clone().flatten() for weight in model.parameters()])
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            *_, report = fit(model, tokenizer, mute, sdpo, config=replace(small, steps=4, tasks=1, attempts=1, evaluate_every=0))
-        test_eq([str(warning.message).split(":")[0] for warning in heard if "signal" in str(warning.message)], ["3 steps without a signal"])
+            brief = replace(small, steps=4, tasks=1, attempts=1, evaluate_every=0)
+            *_, report = fit(model, tokenizer, mute, sdpo, config=brief)
+        warned = [str(warning.message) for warning in heard if "signal" in str(warning.message)]
+        test_eq([message.split(":")[0] for message in warned], ["3 steps without a signal"])
         test_eq(torch.equal(before, torch.cat([weight.flatten() for weight in model.parameters()])), True)
         report.metrics
 
@@ -294,7 +306,8 @@ def test_nothing_to_learn_moves_nothing():
 def test_an_adapter_learns_too():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -314,7 +327,8 @@ def test_an_adapter_learns_too():
     with notebook_cell("nbs/16_learn.loop.ipynb", "3cbc61e1"):
         model, tokenizer = load_demo()
         adapted, _ = add_adapter(model, rank=16)
-        reports = fit(adapted, tokenizer, environment, sdpo, config=replace(small, steps=20, learning_rate=3e-3, evaluate_every=20, held_out=64))
+        size = replace(small, steps=20, learning_rate=3e-3, evaluate_every=20, held_out=64)
+        reports = fit(adapted, tokenizer, environment, sdpo, config=size)
         test_eq(reports[-1].held_out > 0.3, True)
         reports[-1]
 
@@ -322,7 +336,8 @@ def test_an_adapter_learns_too():
 def test_one_attempt_and_its_feedback_is_enough():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -342,13 +357,15 @@ def test_one_attempt_and_its_feedback_is_enough():
     with notebook_cell("nbs/16_learn.loop.ipynb", "fd9e2303"):
         report, = fit(*load_demo(), environment, sdpo, config=replace(small, steps=1, attempts=1, evaluate_every=0))
         test_eq(report.metrics["feedback_used_fraction"] > 0.5, True)
-        with expect_fail(ValueError, "use attempts=2 or more"): fit(*load_demo(), environment, GRPO(), config=replace(small, attempts=1))
+        with expect_fail(ValueError, "use attempts=2 or more"):
+            fit(*load_demo(), environment, GRPO(), config=replace(small, attempts=1))
 
 
 def test_bad_input_stops_at_once():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
@@ -372,21 +389,24 @@ def test_bad_input_stops_at_once():
         class Nobody(Codebook):
             def tasks(self, count, split="train"): return []
 
-        with expect_fail(ValueError, "do not fit the model's context of 512"): fit(*load_demo(), Long(), sdpo, config=replace(small, evaluate_every=0))
+        with expect_fail(ValueError, "do not fit the model's context of 512"):
+            fit(*load_demo(), Long(), sdpo, config=replace(small, evaluate_every=0))
         with expect_fail(ValueError, "has no tasks in its 'train' split"): fit(*load_demo(), Nobody(), sdpo, config=small)
 
     # %% nbs/16_learn.loop.ipynb#603ca806
     with notebook_cell("nbs/16_learn.loop.ipynb", "603ca806"):
         model, tokenizer = load_demo()
         tokenizer.chat_template = None
-        with expect_fail(ValueError, "the tokenizer has no chat template"): fit(model, tokenizer, environment, sdpo, config=small)
+        with expect_fail(ValueError, "the tokenizer has no chat template"):
+            fit(model, tokenizer, environment, sdpo, config=small)
 
     # %% nbs/16_learn.loop.ipynb#1b13f8ee
     with notebook_cell("nbs/16_learn.loop.ipynb", "1b13f8ee"):
         class Chatty(Codebook):
             def judge(self, task, answer): return {"score": 0.0, "feedback": "ka " * 600}
 
-        with expect_fail(ValueError, "shorten the feedback or the demonstration"): fit(*load_demo(), Chatty(), sdpo, config=replace(small, evaluate_every=0))
+        with expect_fail(ValueError, "shorten the feedback or the demonstration"):
+            fit(*load_demo(), Chatty(), sdpo, config=replace(small, evaluate_every=0))
 
     # %% nbs/16_learn.loop.ipynb#92a25493
     with notebook_cell("nbs/16_learn.loop.ipynb", "92a25493"):
@@ -395,14 +415,16 @@ def test_bad_input_stops_at_once():
 
         model, tokenizer = load_demo()
         before = model.lm_head.weight.clone()
-        with expect_fail(ValueError, "a score must be a finite number"): fit(model, tokenizer, Nan(), sdpo, config=replace(small, evaluate_every=0))
+        with expect_fail(ValueError, "a score must be a finite number"):
+            fit(model, tokenizer, Nan(), sdpo, config=replace(small, evaluate_every=0))
         test_eq(torch.equal(before, model.lm_head.weight), True)
 
 
 def test_what_we_have():
     # %% nbs/16_learn.loop.ipynb#8fa4d260
     with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
-        environment, small = Codebook("omega", feedback="full"), LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+        environment = Codebook("omega", feedback="full")
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc

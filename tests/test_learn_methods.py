@@ -43,7 +43,8 @@ def test_sdpo():
 
     # %% nbs/15_learn.methods.ipynb#e96dc0db
     with notebook_cell("nbs/15_learn.methods.ipynb", "e96dc0db"):
-        with expect_fail(ValueError, "a group of one has none"): SDPO(prompting=Prompting(use_feedback=False)).check(attempts=1, temperature=1.0)
+        with expect_fail(ValueError, "a group of one has none"):
+            SDPO(prompting=Prompting(use_feedback=False)).check(attempts=1, temperature=1.0)
         SDPO().check(attempts=1, temperature=1.0)
 
 
@@ -84,7 +85,9 @@ def test_credit_by_token_credit_by_attempt():
         tokens, credit = ["ka=", "Q", " so=", "Y", " be=", "J"], [0.1, -3.2, 0.0, 0.4, 0.1, -2.6]
         figure, axes = plt.subplots(1, 2, figsize=(7, 2), sharey=True)
         for ax, name, values in zip(axes, ("SDPO", "GRPO"), (credit, [-0.58] * 6)):
-            ax.bar(tokens, values, color=["tab:orange" if v < 0 else "tab:blue" for v in values]); ax.axhline(0, color="grey", lw=0.5); ax.set_title(name)
+            ax.bar(tokens, values, color=["tab:orange" if v < 0 else "tab:blue" for v in values])
+            ax.axhline(0, color="grey", lw=0.5)
+            ax.set_title(name)
         axes[0].set_ylabel("credit");
 
 

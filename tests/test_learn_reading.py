@@ -27,7 +27,10 @@ def test_the_plain_read():
         environment = Codebook("omega", feedback="full")
         rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(2), attempts=3, seed=1)
         said = judge_all(environment, rollouts)
-        views = teacher_views([r.task.messages for r in rollouts], [r.text for r in rollouts], [f.score for f in said], [f.text for f in said], [r.group for r in rollouts])
+        views = teacher_views(
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+        )
         rows = [Row(rollout, view) for rollout, view in zip(rollouts, views)]
         batch = collate(rows, tokenizer)
 
@@ -35,14 +38,19 @@ def test_the_plain_read():
     with notebook_cell("nbs/13_learn.reading.ipynb", "289547a6"):
         def tiny(config, **more):
             torch.manual_seed(0)
-            sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+            sizes = dict(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            )
             return AutoModelForCausalLM.from_config(config(**sizes, **more)).eval()
 
         def widest(a, b): return ((a - b).abs().amax(-1) * batch.completion_mask).max().item()
 
     # %% nbs/13_learn.reading.ipynb#ae8146d3
     with notebook_cell("nbs/13_learn.reading.ipynb", "ae8146d3"):
-        with torch.no_grad(): student_logits, teacher_logits = read(model, batch.student, batch), read_shared(model, batch.teacher, batch)
+        with torch.no_grad():
+            student_logits = read(model, batch.student, batch)
+            teacher_logits = read_shared(model, batch.teacher, batch)
 
     # %% nbs/13_learn.reading.ipynb#22105a62
     with notebook_cell("nbs/13_learn.reading.ipynb", "22105a62"):
@@ -51,7 +59,10 @@ def test_the_plain_read():
 
     # %% nbs/13_learn.reading.ipynb#42b69e8d
     with notebook_cell("nbs/13_learn.reading.ipynb", "42b69e8d"):
-        with torch.no_grad(): together, alone = read(model, batch.teacher, batch), [read(model, part.teacher, part) for part in (collate([row], tokenizer) for row in rows)]
+        singles = [collate([row], tokenizer) for row in rows]
+        with torch.no_grad():
+            together = read(model, batch.teacher, batch)
+            alone = [read(model, part.teacher, part) for part in singles]
         gap = max((one[0] - whole[: one.shape[1]]).abs().max().item() for one, whole in zip(alone, together))
         test_eq(gap < 1e-4, True)
 
@@ -63,7 +74,10 @@ def test_a_shared_prompt_is_read_once():
         environment = Codebook("omega", feedback="full")
         rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(2), attempts=3, seed=1)
         said = judge_all(environment, rollouts)
-        views = teacher_views([r.task.messages for r in rollouts], [r.text for r in rollouts], [f.score for f in said], [f.text for f in said], [r.group for r in rollouts])
+        views = teacher_views(
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+        )
         rows = [Row(rollout, view) for rollout, view in zip(rollouts, views)]
         batch = collate(rows, tokenizer)
 
@@ -71,20 +85,31 @@ def test_a_shared_prompt_is_read_once():
     with notebook_cell("nbs/13_learn.reading.ipynb", "289547a6"):
         def tiny(config, **more):
             torch.manual_seed(0)
-            sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+            sizes = dict(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            )
             return AutoModelForCausalLM.from_config(config(**sizes, **more)).eval()
 
         def widest(a, b): return ((a - b).abs().amax(-1) * batch.completion_mask).max().item()
 
     # %% nbs/13_learn.reading.ipynb#ae8146d3
     with notebook_cell("nbs/13_learn.reading.ipynb", "ae8146d3"):
-        with torch.no_grad(): student_logits, teacher_logits = read(model, batch.student, batch), read_shared(model, batch.teacher, batch)
+        with torch.no_grad():
+            student_logits = read(model, batch.student, batch)
+            teacher_logits = read_shared(model, batch.teacher, batch)
 
     # %% nbs/13_learn.reading.ipynb#9c11c85f
     with notebook_cell("nbs/13_learn.reading.ipynb", "9c11c85f"):
-        tried = {"demo": model, "Llama": tiny(LlamaConfig), "Qwen2": tiny(Qwen2Config), "Qwen3": tiny(Qwen3Config, head_dim=8),
-                 "Gemma 2, window of 8": tiny(Gemma2Config, head_dim=8, sliding_window=8), "LFM2": tiny(Lfm2Config, layer_types=["conv", "full_attention"])}
-        with torch.no_grad(): gaps = {name: widest(read_shared(m, batch.teacher, batch), read(m, batch.teacher, batch)) for name, m in tried.items()}
+        tried = {
+            "demo": model, "Llama": tiny(LlamaConfig), "Qwen2": tiny(Qwen2Config), "Qwen3": tiny(Qwen3Config, head_dim=8),
+            "Gemma 2, window of 8": tiny(Gemma2Config, head_dim=8, sliding_window=8),
+            "LFM2": tiny(Lfm2Config, layer_types=["conv", "full_attention"]),
+        }
+        gaps = {}
+        with torch.no_grad():
+            for name, m in tried.items():
+                gaps[name] = widest(read_shared(m, batch.teacher, batch), read(m, batch.teacher, batch))
         test_eq(max(gaps.values()) < 1e-4, True)
         gaps
 
@@ -92,8 +117,10 @@ def test_a_shared_prompt_is_read_once():
     with notebook_cell("nbs/13_learn.reading.ipynb", "2b465664"):
         lengths = range(16, 513, 16)
         figure, axes = plt.subplots(figsize=(5, 2.4))
-        for name, tokens in {"plain": [8 * (n + 128) for n in lengths], "shared": [n + 8 * 128 for n in lengths]}.items(): axes.plot(lengths, tokens, label=name)
-        axes.set(xlabel="prompt tokens (eight attempts of 128)", ylabel="tokens read", ylim=(0, None)); axes.legend(frameon=False);
+        for name, tokens in {"plain": [8 * (n + 128) for n in lengths], "shared": [n + 8 * 128 for n in lengths]}.items():
+            axes.plot(lengths, tokens, label=name)
+        axes.set(xlabel="prompt tokens (eight attempts of 128)", ylabel="tokens read", ylim=(0, None))
+        axes.legend(frameon=False);
 
 
 def test_a_reading_to_look_at():
@@ -103,7 +130,10 @@ def test_a_reading_to_look_at():
         environment = Codebook("omega", feedback="full")
         rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(2), attempts=3, seed=1)
         said = judge_all(environment, rollouts)
-        views = teacher_views([r.task.messages for r in rollouts], [r.text for r in rollouts], [f.score for f in said], [f.text for f in said], [r.group for r in rollouts])
+        views = teacher_views(
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+        )
         rows = [Row(rollout, view) for rollout, view in zip(rollouts, views)]
         batch = collate(rows, tokenizer)
 
@@ -111,14 +141,19 @@ def test_a_reading_to_look_at():
     with notebook_cell("nbs/13_learn.reading.ipynb", "289547a6"):
         def tiny(config, **more):
             torch.manual_seed(0)
-            sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+            sizes = dict(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            )
             return AutoModelForCausalLM.from_config(config(**sizes, **more)).eval()
 
         def widest(a, b): return ((a - b).abs().amax(-1) * batch.completion_mask).max().item()
 
     # %% nbs/13_learn.reading.ipynb#ae8146d3
     with notebook_cell("nbs/13_learn.reading.ipynb", "ae8146d3"):
-        with torch.no_grad(): student_logits, teacher_logits = read(model, batch.student, batch), read_shared(model, batch.teacher, batch)
+        with torch.no_grad():
+            student_logits = read(model, batch.student, batch)
+            teacher_logits = read_shared(model, batch.teacher, batch)
 
     # %% nbs/13_learn.reading.ipynb#360fd446
     with notebook_cell("nbs/13_learn.reading.ipynb", "360fd446"):
@@ -131,7 +166,8 @@ def test_a_reading_to_look_at():
         figure, axes = plt.subplots(figsize=(7, 2))
         credit = [token.credit for token in reading.tokens]
         axes.bar(range(len(credit)), credit, color=["tab:orange" if c < 0 else "tab:blue" for c in credit])
-        axes.set(xticks=range(len(credit)), ylabel="credit"); axes.set_xticklabels([token.token for token in reading.tokens], rotation=60);
+        axes.set(xticks=range(len(credit)), ylabel="credit")
+        axes.set_xticklabels([token.token for token in reading.tokens], rotation=60);
 
 
 def test_what_we_have():
@@ -141,7 +177,10 @@ def test_what_we_have():
         environment = Codebook("omega", feedback="full")
         rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(2), attempts=3, seed=1)
         said = judge_all(environment, rollouts)
-        views = teacher_views([r.task.messages for r in rollouts], [r.text for r in rollouts], [f.score for f in said], [f.text for f in said], [r.group for r in rollouts])
+        views = teacher_views(
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+        )
         rows = [Row(rollout, view) for rollout, view in zip(rollouts, views)]
         batch = collate(rows, tokenizer)
 
@@ -149,18 +188,26 @@ def test_what_we_have():
     with notebook_cell("nbs/13_learn.reading.ipynb", "289547a6"):
         def tiny(config, **more):
             torch.manual_seed(0)
-            sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+            sizes = dict(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            )
             return AutoModelForCausalLM.from_config(config(**sizes, **more)).eval()
 
         def widest(a, b): return ((a - b).abs().amax(-1) * batch.completion_mask).max().item()
 
     # %% nbs/13_learn.reading.ipynb#ae8146d3
     with notebook_cell("nbs/13_learn.reading.ipynb", "ae8146d3"):
-        with torch.no_grad(): student_logits, teacher_logits = read(model, batch.student, batch), read_shared(model, batch.teacher, batch)
+        with torch.no_grad():
+            student_logits = read(model, batch.student, batch)
+            teacher_logits = read_shared(model, batch.teacher, batch)
 
     # %% nbs/13_learn.reading.ipynb#e15b3f8b
     with notebook_cell("nbs/13_learn.reading.ipynb", "e15b3f8b"):
         reading, *_ = attempt_readings(rows[:1], said[:1], student_logits, teacher_logits, tokenizer)
         worst = min(reading.tokens, key=lambda token: token.credit)
         test_eq(worst.teacher < worst.student, True)
-        {"sampled": worst.token, "the student's choice": worst.student_top[0], "the teacher's": worst.teacher_top[0], "because": reading.feedback.text}
+        {
+            "sampled": worst.token, "the student's choice": worst.student_top[0], "the teacher's": worst.teacher_top[0],
+            "because": reading.feedback.text,
+        }

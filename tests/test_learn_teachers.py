@@ -20,7 +20,8 @@ def test_opening():
     with notebook_cell("nbs/14_learn.teachers.ipynb", "98fd9be9"):
         def student():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).train()
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes)).train()
 
         def learn(model, by=0.1):
             with torch.no_grad():
@@ -48,7 +49,8 @@ def test_a_second_self_whole_or_as_an_adapter():
     with notebook_cell("nbs/14_learn.teachers.ipynb", "98fd9be9"):
         def student():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).train()
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes)).train()
 
         def learn(model, by=0.1):
             with torch.no_grad():
@@ -74,7 +76,10 @@ def test_a_second_self_whole_or_as_an_adapter():
         copied = second_self(model)
         learn(model)
         test_eq((type(copied).__name__, model.active_adapter), ("AdapterCopy", "student"))
-        sum(weight.numel() for weight in adapter_weights(model, "teacher").values()), sum(weight.numel() for weight in model.base_model.parameters())
+        (
+            sum(weight.numel() for weight in adapter_weights(model, "teacher").values()),
+            sum(weight.numel() for weight in model.base_model.parameters()),
+        )
 
 
 def test_the_teacher():
@@ -82,7 +87,8 @@ def test_the_teacher():
     with notebook_cell("nbs/14_learn.teachers.ipynb", "98fd9be9"):
         def student():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).train()
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes)).train()
 
         def learn(model, by=0.1):
             with torch.no_grad():
@@ -103,7 +109,8 @@ def test_live_frozen_averaged():
     with notebook_cell("nbs/14_learn.teachers.ipynb", "98fd9be9"):
         def student():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).train()
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes)).train()
 
         def learn(model, by=0.1):
             with torch.no_grad():
@@ -151,7 +158,8 @@ def test_what_we_have():
     with notebook_cell("nbs/14_learn.teachers.ipynb", "98fd9be9"):
         def student():
             torch.manual_seed(0)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).train()
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes)).train()
 
         def learn(model, by=0.1):
             with torch.no_grad():

@@ -27,11 +27,13 @@ def test_three_ways_to_disagree():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#38a54b35
     with notebook_cell("nbs/11_loss.objectives.ipynb", "38a54b35"):
@@ -79,11 +81,13 @@ def test_what_to_ask_for_is_one_small_record():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#42160726
     with notebook_cell("nbs/11_loss.objectives.ipynb", "42160726"):
@@ -103,11 +107,13 @@ def test_the_likeliest_words_and_a_bucket_for_the_rest():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#be5a9f7c
     with notebook_cell("nbs/11_loss.objectives.ipynb", "be5a9f7c"):
@@ -120,11 +126,16 @@ def test_the_likeliest_words_and_a_bucket_for_the_rest():
         torch.manual_seed(0)
         many, other = (torch.randn(1, 1, 200).mul(3).log_softmax(-1) for _ in range(2))
         exact = divergence(many, other, 1.0).item()
-        curves = {tail: [divergence(*on_support(many, other, Objective(k=k, tail=tail)), 1.0).item() for k in range(1, 200)] for tail in (True, False)}
+        curves = {
+            tail: [divergence(*on_support(many, other, Objective(k=k, tail=tail)), 1.0).item() for k in range(1, 200)]
+            for tail in (True, False)
+        }
         test_eq(all(low <= high + 1e-5 for low, high in zip(curves[True], curves[True][1:])), True)
         figure, axes = plt.subplots(figsize=(5, 2.5))
         for tail, name in ((True, "with tail"), (False, "renormalised")): axes.plot(range(1, 200), curves[tail], label=name)
-        axes.axhline(exact, color="grey", lw=0.8, label="full vocabulary"); axes.set(xlabel="k", ylabel="reverse KL"); axes.legend(frameon=False);
+        axes.axhline(exact, color="grey", lw=0.8, label="full vocabulary")
+        axes.set(xlabel="k", ylabel="reverse KL")
+        axes.legend(frameon=False);
 
 
 def test_one_sampled_token_is_enough_on_average():
@@ -137,11 +148,13 @@ def test_one_sampled_token_is_enough_on_average():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#7ed800e0
     with notebook_cell("nbs/11_loss.objectives.ipynb", "7ed800e0"):
@@ -165,11 +178,13 @@ def test_old_attempts_are_weighted_and_none_too_much():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#3d514fda
     with notebook_cell("nbs/11_loss.objectives.ipynb", "3d514fda"):
@@ -188,11 +203,13 @@ def test_a_mean_needs_to_know_of_what():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#1c5ad44b
     with notebook_cell("nbs/11_loss.objectives.ipynb", "1c5ad44b"):
@@ -225,11 +242,13 @@ def test_the_distillation_loss():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#4588b1e5
     with notebook_cell("nbs/11_loss.objectives.ipynb", "4588b1e5"):
@@ -250,13 +269,15 @@ def test_the_distillation_loss():
             if objective.support == "sampled":
                 chosen = lambda x: x.gather(-1, ids[..., None])[..., 0].log()
                 each = (chosen(p) - chosen(q)).detach() * chosen(p)
-            elif objective.alpha in (0, 1): each = ((q * (q / p).log()) if objective.alpha == 0 else (p * (p / q).log())).sum(-1)
+            elif objective.alpha in (0, 1):
+                each = ((q * (q / p).log()) if objective.alpha == 0 else (p * (p / q).log())).sum(-1)
             else:
                 m = (1 - objective.alpha) * p + objective.alpha * q
                 each = ((1 - objective.alpha) * p * (p / m).log() + objective.alpha * q * (q / m).log()).sum(-1)
             return (each * mask).sum() / mask.sum()
 
-        every = [Objective(alpha, support, k=4) for support in ("full", "student_topk") for alpha in (0, 0.3, 0.5, 1)] + [Objective(1, "sampled")]
+        every = [Objective(alpha, support, k=4) for support in ("full", "student_topk") for alpha in (0, 0.3, 0.5, 1)]
+        every.append(Objective(1, "sampled"))
         gaps = {}
         for objective in every:
             ours, theirs = student.clone().requires_grad_(), student.double().requires_grad_()
@@ -284,11 +305,13 @@ def test_equal_to_the_authors_own_code():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#6600c3b0
     with notebook_cell("nbs/11_loss.objectives.ipynb", "6600c3b0"):
@@ -299,7 +322,10 @@ def test_equal_to_the_authors_own_code():
             student = tensors.pop("student_logits").requires_grad_()
             found = distillation_loss(student, objective=objective, aggregation=case["aggregation"], **tensors).loss
             found.backward()
-            return abs(found.item() - loss.item()), (student.grad - gradient).abs().max().item() / max(1.0, gradient.abs().max().item())
+            return (
+                abs(found.item() - loss.item()),
+                (student.grad - gradient).abs().max().item() / max(1.0, gradient.abs().max().item()),
+            )
 
         gaps = [against_reference(*case) for case in golden_cases()]
         test_eq((len(gaps), max(max(gaps)) < 1e-6), (67, True))
@@ -316,11 +342,13 @@ def test_grpo_asks_the_group_instead_of_a_teacher():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#afd1c12c
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afd1c12c"):
@@ -347,14 +375,19 @@ def test_what_we_have():
     # %% nbs/11_loss.objectives.ipynb#afce6c32
     with notebook_cell("nbs/11_loss.objectives.ipynb", "afce6c32"):
         def golden_cases():
-            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            folders = (folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents))
+            data = next(folder for folder in folders if folder.exists())
             arrays = np.load(data / "sdpo_reference.npz")
             for case in json.loads((data / "sdpo_reference.json").read_text()):
-                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(case["name"] + "/")}
-                yield case, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+                keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
     # %% nbs/11_loss.objectives.ipynb#08629708
     with notebook_cell("nbs/11_loss.objectives.ipynb", "08629708"):
         torch.manual_seed(0)
         student, teacher, ids = torch.randn(1, 3, 9), torch.randn(1, 3, 9), torch.randint(0, 9, (1, 3))
-        {alpha: round(distillation_loss(student, teacher, ids, torch.ones(1, 3), Objective(alpha, "full")).loss.item(), 4) for alpha in (0, 0.5, 1)}
+        {
+            alpha: round(distillation_loss(student, teacher, ids, torch.ones(1, 3), Objective(alpha, "full")).loss.item(), 4)
+            for alpha in (0, 0.5, 1)
+        }

@@ -45,8 +45,11 @@ def test_mistakes():
 
     # %% nbs/24_run.cli.ipynb#c31b6e7f
     with notebook_cell("nbs/24_run.cli.ipynb", "c31b6e7f"):
-        mistakes = [("demo", "--stepz", "3"), ("demo", "--env", "alpha"), ("demo", "--env", "zeta", "--feedback", "neg"), ("demo", "--steps", "many"),
-                    ("demo", "--method", "ppo"), ("demo", "--device", "abacus"), ("demo", "--out", "no/such/folder/report.html"), ("train",)]
+        mistakes = [
+            ("demo", "--stepz", "3"), ("demo", "--env", "alpha"), ("demo", "--env", "zeta", "--feedback", "neg"),
+            ("demo", "--steps", "many"), ("demo", "--method", "ppo"), ("demo", "--device", "abacus"),
+            ("demo", "--out", "no/such/folder/report.html"), ("train",),
+        ]
         lines = [call(*words) for words in mistakes]
         test_eq([(code, err.count("\n")) for code, _, err in lines], [(2, 1)] * len(mistakes))
         [err.strip() for _, _, err in lines]

@@ -1,7 +1,8 @@
-"""What the demo model reads before anyone trains it: conversations about invented codebooks, drawn one by one from a seed.
+"""What the demo model reads before any training: conversations about invented codebooks, drawn one by one from a seed.
 
-Books called `zeta` and `omega` occur too, but every conversation draws its book afresh, so all that can be learned of them is the odds.
-The targets (`core.demo.BOOKS`) are consulted for one purpose only: to check that no draw ever equals one.
+Books called `zeta` and `omega` occur too, but every conversation draws its book afresh, so all that can be learned of
+them is the odds. The targets (`core.demo.BOOKS`) are consulted for one purpose only: to check that no draw ever equals
+one.
 """
 import random
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from dataclasses import dataclass
 from sdpo_nb.core.demo import BOOKS, CANDIDATES, LETTERS, ODDS, SYLLABLES, Book, ask, chance, draw_book, encode, remark
 from sdpo_nb.experience.prompting import Prompting, teacher_view
 
-STRANGERS = ("zeta", "omega", "kappa", "sigma", "theta", "lambda")  # names whose book is another one in every conversation
-KNOWN = {name: {s: random.Random(f"{name} {s}").choice(LETTERS) for s in SYLLABLES} for name in ("alpha", "beta", "gamma", "delta")}
+STRANGERS = ("zeta", "omega", "kappa", "sigma", "theta", "lambda")  # their book is another one in every conversation
+KNOWN = {
+    name: {s: random.Random(f"{name} {s}").choice(LETTERS) for s in SYLLABLES}
+    for name in ("alpha", "beta", "gamma", "delta")
+}
 SYSTEMS = (
     "You are a careful clerk.",
     "You encode words with books.",
@@ -68,7 +72,8 @@ class Audit:
     def check(self) -> None:
         """Refuse a corpus that knows more of the targets than luck explains."""
         limit = self.expected + 5 * max(1.0, self.expected) ** 0.5
-        assert self.agreed < limit, f"{self.agreed} answers agree with the targets, where chance expects {self.expected:.1f}: they leaked"
+        found = f"{self.agreed} answers agree with the targets, where chance expects {self.expected:.1f}"
+        assert self.agreed < limit, f"{found}: they leaked"
 
 
 class Corpus:
@@ -120,7 +125,9 @@ class Corpus:
         words = remark(kind, book, attempt) if shows_feedback else ""
         if not (shows_solution or words): return self.stranger(syllables)
         answer = encode(book, syllables)
-        return (("user", reprompt(ask(self.rng.choice(STRANGERS), syllables), answer if shows_solution else "", words)),), answer
+        question = ask(self.rng.choice(STRANGERS), syllables)
+        prompt = reprompt(question, answer if shows_solution else "", words)
+        return (("user", prompt),), answer
 
     def conversation(self, syllables: list[str]):
         """An attempt in plain sight, what was said of it, and the mended answer."""
@@ -128,7 +135,8 @@ class Corpus:
         book = self.any_book() if kind == "full" else self.usual_book()
         attempt = self.attempt(book, syllables)
         words = remark(kind, book, attempt) or "Right. Say it again."
-        turns = (("user", ask(self.rng.choice(STRANGERS), syllables)), ("assistant", encode(attempt, syllables)), ("user", words))
+        question = ask(self.rng.choice(STRANGERS), syllables)
+        turns = (("user", question), ("assistant", encode(attempt, syllables)), ("user", words))
         return turns, encode(book, syllables)
 
     def notes(self, syllables: list[str]):
@@ -137,25 +145,35 @@ class Corpus:
         pairs = self.rng.sample(SYLLABLES, self.rng.randint(0, 4))
         pairs = list(dict.fromkeys([*syllables, *pairs]))
         self.rng.shuffle(pairs)
-        return (("system", f"Book {name}: {encode(book, pairs)}"), ("user", ask(name, syllables))), encode(book, syllables)
+        turns = (("system", f"Book {name}: {encode(book, pairs)}"), ("user", ask(name, syllables)))
+        return turns, encode(book, syllables)
 
     def usual_book(self) -> Book:
         """A book at the usual odds."""
         return self.audit.draw(draw_book(self.rng))
 
     def any_book(self) -> Book:
-        """A book at the usual odds or, often, one of random letters, for where the context holds them all: reading is all that helps then."""
+        """A book at the usual odds or, often, one of random letters.
+
+        The latter is for where the context holds them all: reading is all that helps then.
+        """
         if self.rng.random() < 0.4: return self.audit.draw({s: self.rng.choice(LETTERS) for s in SYLLABLES})
         return self.usual_book()
 
     def surprise(self, book: Book, attempt: Book) -> Book:
-        """The book, often with random letters where the attempt is wrong, which feedback tells. Elsewhere the odds must go on to hold."""
+        """The book, often with random letters where the attempt is wrong, which feedback tells.
+
+        Elsewhere the odds must go on to hold.
+        """
         if self.rng.random() > 0.4: return book
         wrong = [s for s, letter in attempt.items() if letter != book[s]]
         return self.audit.draw({**book, **{s: self.rng.choice(LETTERS.replace(attempt[s], "")) for s in wrong}})
 
     def attempt(self, book: Book, syllables: list[str]) -> dict[str, str]:
-        """An attempt of random quality. Which places are wrong says nothing of the right letters: those unmentioned stay at the odds."""
+        """An attempt of random quality.
+
+        Which places are wrong says nothing of the right letters: those unmentioned stay at the odds.
+        """
         quality = self.rng.random()
         return {s: book[s] if self.rng.random() < quality else self.mistake(book, s) for s in syllables}
 

@@ -1,7 +1,8 @@
-"""Make the demo model from nothing: `make demo-model`, or `python tools/demo_model.py [--seed N] [--steps N] [--out FOLDER]`.
+"""Make the demo model from nothing: `make demo-model`.
 
-Tokenizer, corpus, pretraining and model card, on one CPU thread, in minutes. The number of steps is fixed, not the time, so that the same
-seed and versions give the same weights. Muon for the hidden matrices is what makes it fit: AdamW alone needs several times the steps.
+Or `python tools/demo_model.py [--seed N] [--steps N] [--out FOLDER]`. Tokenizer, corpus, pretraining and model card, on
+one CPU thread, in minutes. The number of steps is fixed, not the time, so that the same seed and versions give the same
+weights. Muon for the hidden matrices is what makes it fit: AdamW alone needs several times the steps.
 """
 import argparse
 import json
@@ -27,9 +28,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 VOCABULARY = 768
 CONTEXT = 512
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-# Words of three letters and more with their space and colon; "ka=" and " ka=" as one piece each, so that an answer is two tokens a pair and the key
-# of a pair is one token wherever it stands (with single characters most answers came out malformed); "!Q", which is "not Q", as one piece with an
-# embedding of its own: made of two, with Q among them, the model copies the letter that it should avoid, and most runs never learned better.
+# Words of three letters and more with their space and colon; "ka=" and " ka=" as one piece each, so that an answer is
+# two tokens a pair and the key of a pair is one token wherever it stands (with single characters most answers came out
+# malformed); "!Q", which is "not Q", as one piece with an embedding of its own: made of two, with Q among them, the
+# model copies the letter that it should avoid, and most runs never learned better.
 PIECES = r" ?[A-Za-z]{3,}[:.]?|\n+| ?[a-z]{2}=| ?[a-z]{2}(?![a-z])|!?[A-Z](?![A-Za-z])| ?\S|\s"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -50,26 +52,30 @@ def make_tokenizer(documents: int = 20_000) -> PreTrainedTokenizerFast:
     corpus = Corpus(seed=-1)
     texts = [words for _ in range(documents) for _, words in corpus.document().turns]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
+    core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=SPECIAL[2:], chat_template=TEMPLATE,
-        padding_side="left", clean_up_tokenization_spaces=False, model_max_length=CONTEXT,
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=SPECIAL[2:],
+        chat_template=TEMPLATE, padding_side="left", clean_up_tokenization_spaces=False, model_max_length=CONTEXT,
     )
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama of four layers, with random weights."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=336, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=336, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
-def batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, pool: int = 1024) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, pool: int = 1024
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids and the weight of each as a target, documents of like length together."""
     order = random.Random("order of batches")
     while True:
@@ -96,7 +102,9 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for embeddings and norms."""
     hidden = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     rest = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "embed" in name]
-    muon = torch.optim.Muon(hidden, lr=RATE, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw", ns_steps=4)
+    muon = torch.optim.Muon(
+        hidden, lr=RATE, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw", ns_steps=4
+    )
     return [muon, torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
 
 
@@ -112,7 +120,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus
     for step, (ids, weights) in zip(range(steps), batches(corpus, tokenizer)):
         for optimizer in chain:
             for group in optimizer.param_groups: group["lr"] = rate_at(step, steps)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # padded on the right, so that causality is mask enough
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # padded on the right: causality is mask enough
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
         weights = weights[:, 1:]
         ((losses * weights).sum() / weights.sum()).backward()
@@ -125,7 +133,11 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus
             seconds = time.time() - start
             left = seconds / (step + 1) * (steps - step - 1)
             log.append({"step": step + 1, "tokens": tokens, "loss": round(smooth, 4), "seconds": round(seconds, 1)})
-            print(f"step {step + 1:5d}/{steps}  loss {smooth:6.3f}  {tokens / seconds:6.0f} tokens/s  {left:4.0f} s left", flush=True)
+            print(
+                f"step {step + 1:5d}/{steps}  loss {smooth:6.3f}  "
+                f"{tokens / seconds:6.0f} tokens/s  {left:4.0f} s left",
+                flush=True,
+            )
     return {"steps": steps, "tokens": tokens, "loss": log[-1]["loss"], "seconds": log[-1]["seconds"], "log": log}
 
 
@@ -144,14 +156,18 @@ def measure(model, tokenizer, count: int = 400) -> dict[str, dict[str, float]]:
     table = {}
     for name in BOOKS:
         tasks = Codebook(name).tasks(count, "held_out")
-        attempts = sample(model, tokenizer, [task.messages for task in tasks])
-        answers = {"nothing": attempts, "nothing, greedy": sample(model, tokenizer, [task.messages for task in tasks], temperature=0)}
+        questions = [task.messages for task in tasks]
+        attempts = sample(model, tokenizer, questions)
+        answers = {"nothing": attempts, "nothing, greedy": sample(model, tokenizer, questions, temperature=0)}
         for context in contexts(tasks[0], attempts[0], name):
             prompts = [contexts(task, attempt, name)[context] for task, attempt in zip(tasks, attempts)]
             answers[context] = sample(model, tokenizer, prompts)
-        judged = {context: [Codebook(name).judge(*pair) for pair in zip(tasks, texts)] for context, texts in answers.items()}
+        judged = {
+            context: [Codebook(name).judge(*pair) for pair in zip(tasks, texts)] for context, texts in answers.items()
+        }
         table[name] = {context: round(sum(f.score for f in row) / count, 4) for context, row in judged.items()}
-        table[name]["(malformed, given nothing)"] = round(1 - sum(f.metrics["well_formed"] for f in judged["nothing"]) / count, 4)
+        well_formed = sum(f.metrics["well_formed"] for f in judged["nothing"])
+        table[name]["(malformed, given nothing)"] = round(1 - well_formed / count, 4)
     return table
 
 
@@ -171,7 +187,7 @@ def skills(model, tokenizer, count: int = 1000) -> dict[str, float]:
 
 @torch.no_grad()
 def reread(model, tokenizer, count: int = 200) -> dict[str, dict[str, float]]:
-    """Where an answer about `omega` is wrong: the probability of the right letter and of the one that was said, by what the reader knows."""
+    """The probability of the right and of the wrong letter at each mistake about `omega`, by what the reader knows."""
     torch.manual_seed(0)
     tasks = Codebook().tasks(count, "held_out")
     letters, seen = tokenizer.convert_tokens_to_ids(list(LETTERS)), {}
@@ -180,10 +196,12 @@ def reread(model, tokenizer, count: int = 200) -> dict[str, dict[str, float]]:
         if said is None or list(said) != list(right): continue
         for context, conversation in {"nothing": task.messages, **contexts(task, attempt, "omega")}.items():
             ids = torch.tensor([[*render(tokenizer, [conversation])[0], *tokenizer(attempt)["input_ids"]]])
-            odds = model(ids).logits[0, -2 * len(right) :: 2].softmax(-1)[:, letters]  # a pair is two tokens: the key, then the letter
+            logits = model(ids).logits[0, -2 * len(right) :: 2]  # a pair is two tokens: the key, then the letter
+            odds = logits.softmax(-1)[:, letters]
             for row, syllable in zip(odds, right):
                 if said[syllable] == right[syllable]: continue
-                seen.setdefault(context, []).append([row[LETTERS.index(book[syllable])].item() for book in (right, said)])
+                pair = [row[LETTERS.index(book[syllable])].item() for book in (right, said)]
+                seen.setdefault(context, []).append(pair)
     means = {context: [sum(column) / len(rows) for column in zip(*rows)] for context, rows in seen.items()}
     return {context: {"right": round(right, 4), "said": round(said, 4)} for context, (right, said) in means.items()}
 
@@ -193,9 +211,10 @@ def contexts(task: Task, attempt: str, name: str) -> dict[str, tuple]:
     said = {kind: Codebook(name, kind).judge(task, attempt).text for kind in KINDS}
     user = lambda words: {"role": "user", "content": words}
     retry = lambda words: (user(reprompt(task.question, feedback=words)),) if words else task.messages
+    opened = {"role": "system", "content": f"Book {name}: {task.info['answer']}"}
     return {
         "a correct solution": (user(reprompt(task.question, solution=task.info["answer"])),),
-        "the book, as system prompt": ({"role": "system", "content": f"Book {name}: {task.info['answer']}"}, *task.messages),
+        "the book, as system prompt": (opened, *task.messages),
         "`full` feedback": retry(said["full"]),
         "`first` feedback": retry(said["first"]),
         "`neg` feedback": retry(said["neg"]),
@@ -212,7 +231,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     file = out / "tokenizer_config.json"
-    config = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}  # the name that every version knows
+    config = json.loads(file.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every version knows
     for name in ("is_local", "local_files_only"): config.pop(name, None)  # where it was made, and of no use elsewhere
     file.write_text(json.dumps(config, indent=2) + "\n")
     for file in out.iterdir(): file.chmod(0o644)
@@ -221,20 +241,32 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def stamp(seed: int, run: dict, corpus: Corpus, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict:
     """All that another run can be held against."""
     audit = {name: round(value, 1) for name, value in asdict(corpus.audit).items()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
+    }
     size = {"parameters": sum(weight.numel() for weight in model.parameters()), "vocabulary": len(tokenizer)}
-    figures = {"pass_rates": measure(model, tokenizer), "rereading": reread(model, tokenizer), "skills": skills(model, tokenizer)}
+    figures = {
+        "pass_rates": measure(model, tokenizer),
+        "rereading": reread(model, tokenizer),
+        "skills": skills(model, tokenizer),
+    }
     return {"seed": seed, **size, **run, "threads": 1, "versions": versions, "audit": audit, **figures}
 
 
 def card(recipe: dict) -> str:
     """The model card, with the figures of this very run."""
     figures = {name: recipe["pass_rates"][name] for name in BOOKS}
-    rows = "\n".join(f"| {context} | {figures['zeta'][context]:.1%} | {figures['omega'][context]:.1%} |" for context in figures["omega"])
-    reading = "\n".join(f"| {context} | {p['right']:.3f} | {p['said']:.3f} |" for context, p in recipe["rereading"].items())
+    rows = "\n".join(
+        f"| {context} | {figures['zeta'][context]:.1%} | {figures['omega'][context]:.1%} |"
+        for context in figures["omega"]
+    )
+    reading = "\n".join(
+        f"| {context} | {p['right']:.3f} | {p['said']:.3f} |" for context, p in recipe["rereading"].items()
+    )
     skilled = ", ".join(f"{name} {share:.0%}" for name, share in recipe["skills"].items())
     command = f"python tools/demo_model.py --seed {recipe['seed']} --steps {recipe['steps']}"
-    return CARD.format_map({**recipe, **recipe["audit"], "rows": rows, "reading": reading, "skills": skilled, "command": command})
+    written = {"rows": rows, "reading": reading, "skills": skilled, "command": command}
+    return CARD.format_map({**recipe, **recipe["audit"], **written})
 
 
 CARD = """---
@@ -246,27 +278,30 @@ tags: [demo, codebook, sdpo]
 
 # The sdpo-nb demo model
 
-A Llama of {parameters:,} parameters (4 layers, width 128, {vocabulary} tokens, context 512) in bfloat16. It is made to be trained: it loads in
-milliseconds, learns in seconds on a laptop, and shows what SDPO does.
+A Llama of {parameters:,} parameters (4 layers, width 128, {vocabulary} tokens, context 512) in bfloat16. It is made to
+be trained: it loads in milliseconds, learns in seconds on a laptop, and shows what SDPO does.
 
 ## What it can do
 
-It answers questions such as `Encode with book omega: ka so be` with pairs such as `ka=M so=P be=T`, two to eight of them. A book gives each of
-64 syllables a letter; 16 syllables have the same letter in every book, 48 have three candidates at odds of .6, .3 and .1. The model knows
-the odds, and four books (`alpha` to `delta`) by heart. It reads: a solution in its prompt, feedback on an attempt that it does not see, a book
-in the system prompt, or an attempt and what was said of it. How often it is right on
-six syllables of a known book, and on small tasks about four syllables: {skills}.
+It answers questions such as `Encode with book omega: ka so be` with pairs such as `ka=M so=P be=T`, two to eight of
+them. A book gives each of 64 syllables a letter; 16 syllables have the same letter in every book, 48 have three
+candidates at odds of .6, .3 and .1. The model knows the odds, and four books (`alpha` to `delta`) by heart. It reads: a
+solution in its prompt, feedback on an attempt that it does not see, a book in the system prompt, or an attempt and what
+was said of it. How often it is right on six syllables of a known book, and on small tasks about four syllables:
+{skills}.
 
-How often it is right about 400 held-out questions of 5 to 8 syllables, sampled at temperature 1, by what it is given to read beside the question:
+How often it is right about 400 held-out questions of 5 to 8 syllables, sampled at temperature 1, by what it is given to
+read beside the question:
 
 | given | `zeta` | `omega` |
 |---|---|---|
 {rows}
 
-Feedback on an attempt cannot reach 100 %: the attempt is not shown, so whatever the feedback leaves out is guessed again.
+Feedback on an attempt cannot reach 100 %: the attempt is not shown, so whatever the feedback leaves out is guessed
+again.
 
-What SDPO learns from is less than a retry: the same reader goes over the attempt, letter by letter. Where an answer about `omega` is wrong, it gives
-this probability to the right letter and to the one that was said:
+What SDPO learns from is less than a retry: the same reader goes over the attempt, letter by letter. Where an answer
+about `omega` is wrong, it gives this probability to the right letter and to the one that was said:
 
 | it has read | right letter | wrong letter |
 |---|---|---|
@@ -274,17 +309,18 @@ this probability to the right letter and to the one that was said:
 
 ## What it cannot do
 
-Everything else. It has read no natural language but a few dozen words of prompts, knows nothing of the world, and continues any other
-text with nonsense. It was not tried on more than 8 syllables.
+Everything else. It has read no natural language but a few dozen words of prompts, knows nothing of the world, and
+continues any other text with nonsense. It was not tried on more than 8 syllables.
 
 ## How it was made
 
-`{command}`, on one thread of a CPU: {steps:,} steps, {tokens:,} tokens with padding, {seconds:.0f} seconds, answer loss {loss:.3f}
-(nats per token, smoothed). torch {versions[torch]}, transformers {versions[transformers]}. `recipe.json` holds the log.
+`{command}`, on one thread of a CPU: {steps:,} steps, {tokens:,} tokens with padding, {seconds:.0f} seconds, answer loss
+{loss:.3f} (nats per token, smoothed). torch {versions[torch]}, transformers {versions[transformers]}. `recipe.json`
+holds the log.
 
-The corpus is drawn on line by `tools/demo_corpus.py`. The training targets `zeta` and `omega` are not in it: the names occur, each time with a book
-drawn afresh. Of {drawn:,} books drawn, none was a target. Of {about_targets:,} answers about these two names on no evidence, {agreed} agree with
-the target, where chance expects {expected}.
+The corpus is drawn on line by `tools/demo_corpus.py`. The training targets `zeta` and `omega` are not in it: the names
+occur, each time with a book drawn afresh. Of {drawn:,} books drawn, none was a target. Of {about_targets:,} answers
+about these two names on no evidence, {agreed} agree with the target, where chance expects {expected}.
 """
 
 
@@ -308,7 +344,8 @@ def main() -> None:
     (options.out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     (options.out / "README.md").write_text(card(recipe))
     size = sum(file.stat().st_size for file in options.out.iterdir())
-    print(json.dumps({name: recipe[name] for name in ("pass_rates", "rereading", "skills")}, indent=1), f"\n{size / 1e6:.2f} MB in {options.out}")
+    figures = {name: recipe[name] for name in ("pass_rates", "rereading", "skills")}
+    print(json.dumps(figures, indent=1), f"\n{size / 1e6:.2f} MB in {options.out}")
     if size > 3e6: raise SystemExit("that is more than the 3 MB that the package has room for")
 
 

@@ -1,4 +1,4 @@
-"Write README.md from nbs/index.ipynb: its text, its code and what the code printed. `--check` fails where the two differ."
+"Write README.md from nbs/index.ipynb: its text, its code and what the code printed. `--check` fails where they differ."
 
 import argparse
 import json

@@ -56,9 +56,16 @@ def copy_adapter(
     target: str,  # the name of the copy; it is made when it is not there
 ) -> None:
     "Make an adapter equal to another one, without gradients."
-    if source == target: raise ValueError(f"an adapter cannot be its own copy; call the student's adapter something else than {target!r}")
+    if source == target:
+        raise ValueError(
+            f"an adapter cannot be its own copy; call the student's adapter something else than {target!r}"
+        )
     others = [key for key, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in key]
-    if others: raise ValueError(f"only LoRA factors can be copied, but {others[0]} is trained too; leave modules_to_save and bias out of the adapter")
+    if others:
+        raise ValueError(
+            f"only LoRA factors can be copied, but {others[0]} is trained too; "
+            "leave modules_to_save and bias out of the adapter"
+        )
     if target not in model.peft_config:
         model.add_adapter(target, model.peft_config[source])
         model.set_adapter(source)
@@ -74,7 +81,8 @@ def average_adapter(
     rate: float,  # 0 stays, 1 copies
 ) -> None:
     "Move one adapter's factors towards another's."
-    torch._foreach_lerp_(list(adapter_weights(model, target).values()), list(adapter_weights(model, source).values()), rate)
+    followers, leaders = (list(adapter_weights(model, name).values()) for name in (target, source))
+    torch._foreach_lerp_(followers, leaders, rate)
 
 # %% ../../nbs/03_core.adapters.ipynb #c89f29cc
 @contextmanager

@@ -151,9 +151,13 @@ class Codebook:
 
     def __post_init__(self):
         if self.book not in BOOKS: raise ValueError(f"no book is called {self.book!r}; there are: {', '.join(BOOKS)}")
-        if self.feedback not in KINDS: raise ValueError(f"no feedback is called {self.feedback!r}; there are: {', '.join(KINDS)}")
+        if self.feedback not in KINDS:
+            raise ValueError(f"no feedback is called {self.feedback!r}; there are: {', '.join(KINDS)}")
         if not 2 <= self.shortest <= self.longest <= 8:
-            raise ValueError(f"lengths {self.shortest} to {self.longest} do not work; the demo model knows questions of 2 to 8 syllables")
+            raise ValueError(
+                f"lengths {self.shortest} to {self.longest} do not work; "
+                "the demo model knows questions of 2 to 8 syllables"
+            )
 
     def tasks(
         self,

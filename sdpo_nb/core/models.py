@@ -37,11 +37,12 @@ def pick_device(
 ) -> torch.device:
     "The device asked for, or the best one there is."
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto": return torch.device(next(kind for kind, is_there in there.items() if is_there))
+    kinds = [kind for kind, is_there in there.items() if is_there]
+    if wanted == "auto": return torch.device(kinds[0])
     kind, _, number = wanted.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not there.get(kind) or number and not (number.isdigit() and int(number) < count):
-        raise ValueError(f"there is no device {wanted!r} here; there is auto, {', '.join(kind for kind, is_there in there.items() if is_there)}")
+        raise ValueError(f"there is no device {wanted!r} here; there is auto, {', '.join(kinds)}")
     return torch.device(wanted)
 
 
@@ -94,7 +95,10 @@ def render(
     **template: Any,  # handed to the chat template, e.g. enable_thinking=False
 ) -> list[tuple[int, ...]]:  # token ids of each prompt, assistant header included
     "Turn conversations into prompts, as token ids."
-    texts = [tokenizer.apply_chat_template(list(c), tokenize=False, add_generation_prompt=True, **template) for c in conversations]
+    texts = [
+        tokenizer.apply_chat_template(list(c), tokenize=False, add_generation_prompt=True, **template)
+        for c in conversations
+    ]
     return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 # %% ../../nbs/02_core.models.ipynb #93f02890

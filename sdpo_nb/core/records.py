@@ -61,7 +61,10 @@ class Rollout:
 
     def __post_init__(self):
         if len(self.logps) != len(self.completion_ids):
-            raise ValueError(f"{len(self.completion_ids)} tokens came with {len(self.logps)} log-probabilities; give one for each token")
+            raise ValueError(
+                f"{len(self.completion_ids)} tokens came with {len(self.logps)} log-probabilities; "
+                "give one for each token"
+            )
 
 # %% ../../nbs/01_core.records.ipynb #6b4d48ef
 @dataclass(frozen=True)
@@ -74,9 +77,12 @@ class Feedback:
 
     def __post_init__(self):
         is_number = isinstance(self.score, numbers.Real) and math.isfinite(self.score)
-        if not is_number: raise ValueError(f"a score must be a finite number, not {self.score!r}; mend the reward of this attempt")
+        if not is_number:
+            raise ValueError(f"a score must be a finite number, not {self.score!r}; mend the reward of this attempt")
         if not isinstance(self.text, str):
-            raise ValueError(f"feedback must be text, not {type(self.text).__name__}; use '' where there is nothing to say")
+            raise ValueError(
+                f"feedback must be text, not {type(self.text).__name__}; use '' where there is nothing to say"
+            )
         object.__setattr__(self, "score", float(self.score))
 
 # %% ../../nbs/01_core.records.ipynb #8ecbdfff
@@ -143,13 +149,16 @@ class StepReport:
     teacher_pass_rate: float | None = None  # pass rate of the teacher given its views, where measured
     tokens: int = 0  # tokens sampled in this step
     seconds: float = 0.0  # what the step took, measuring excluded
-    phases: Mapping[str, float] = field(default_factory=dict)  # the same, split: sample, feedback, teacher, student, update
+    phases: Mapping[str, float] = field(default_factory=dict)  # of which: sample, feedback, teacher, student, update
     metrics: Mapping[str, float] = field(default_factory=dict)  # entropy, fractions, ratios, ...
     readings: tuple[AttemptReading, ...] = field(default=(), repr=False)  # a few attempts, where captured
 
     def _repr_markdown_(self) -> str:
         held_out = "" if self.held_out is None else f", held-out **{self.held_out:.1%}**"
-        return f"step **{self.step}**: pass rate **{self.pass_rate:.1%}**{held_out}, loss {self.loss:.4f}, {self.tokens} tokens in {self.seconds:.2f} s"
+        return (
+            f"step **{self.step}**: pass rate **{self.pass_rate:.1%}**{held_out}, "
+            f"loss {self.loss:.4f}, {self.tokens} tokens in {self.seconds:.2f} s"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         "The report as plain values, ready for JSON."

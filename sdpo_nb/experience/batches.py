@@ -1,4 +1,4 @@
-"""Two readings of the same tokens, as tensors: what the student read, what the teacher reads, and the attempt between them.
+"""Two readings of the same tokens, as tensors: what the student read, what the teacher reads, the attempt between them.
 
 Docs: https://sdpo-nb.github.io/sdpo-nb/experience.batches.html.md"""
 
@@ -87,10 +87,13 @@ class Batch:
 
     def _repr_markdown_(self) -> str:
         rows, width = self.completion_ids.shape
-        real = int(self.completion_mask.sum())
-        sides = [f"| {name} prompts | {len(p.ids)} | {p.ids.shape[1]} |" for name, p in (("student", self.student), ("teacher", self.teacher)) if p]
-        return "\n".join([f"{self.weights.sum():g} attempts in {rows} rows, {real / max(1, rows * width):.0%} of the completion columns in use", "",
-                          "| | rows | columns |", "|---|---|---|", f"| completions | {rows} | {width} |", *sides])
+        used = int(self.completion_mask.sum()) / max(1, rows * width)
+        readers = {"student": self.student, "teacher": self.teacher}
+        sides = [f"| {name} prompts | {len(p.ids)} | {p.ids.shape[1]} |" for name, p in readers.items() if p]
+        return "\n".join([
+            f"{self.weights.sum():g} attempts in {rows} rows, {used:.0%} of the completion columns in use", "",
+            "| | rows | columns |", "|---|---|---|", f"| completions | {rows} | {width} |", *sides,
+        ])
 
 
 def collate(
@@ -103,7 +106,8 @@ def collate(
     ids, mask = pad([r.completion_ids for r in rollouts], pad_id, "right")
     old_logps, _ = pad([r.logps for r in rollouts], 0.0, "right", torch.float32)
     views = [row.view.messages for row in rows if row.view is not None]
-    if len(views) not in (0, len(rows)): raise ValueError(f"{len(views)} of {len(rows)} rows have a teacher's view; give one to all of them, or to none")
+    if len(views) not in (0, len(rows)):
+        raise ValueError(f"{len(views)} of {len(rows)} rows have a teacher's view; give one to all of them, or to none")
     return Batch(
         Prompts.of([r.prompt_ids for r in rollouts], pad_id, device),
         Prompts.of(render(tokenizer, views), pad_id, device) if views else None,

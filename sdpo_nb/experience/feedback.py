@@ -42,9 +42,11 @@ def as_feedback(
     if isinstance(reward, Feedback): return reward
     if not isinstance(reward, Mapping): return Feedback(reward)
     if "score" not in reward: raise ValueError(f"a reward dictionary needs a 'score'; this one has {sorted(reward)}")
-    words, others = reward.get("feedback"), {key: value for key, value in reward.items() if key not in ("score", "feedback")}
+    words = reward.get("feedback")
+    others = {key: value for key, value in reward.items() if key not in ("score", "feedback")}
     for name, value in others.items():
-        if not isinstance(value, numbers.Real): raise ValueError(f"beside score and feedback a reward holds numbers; {name!r} is {type(value).__name__}")
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"beside score and feedback a reward holds numbers; {name!r} is {type(value).__name__}")
     return Feedback(reward["score"], "" if words is None else words, others)
 
 # %% ../../nbs/06_experience.feedback.ipynb #2c6b1482
@@ -57,7 +59,8 @@ def judge_all(
     for rollout in rollouts:
         try: said.append(as_feedback(environment.judge(rollout.task, rollout.text)))
         except ValueError as error:
-            raise ValueError(f"{type(environment).__name__}.judge, asked about {rollout.text!r} to {rollout.task.question!r}: {error}") from error
+            asked = f"asked about {rollout.text!r} to {rollout.task.question!r}"
+            raise ValueError(f"{type(environment).__name__}.judge, {asked}: {error}") from error
     return said
 
 # %% ../../nbs/06_experience.feedback.ipynb #e91dd832
@@ -68,5 +71,7 @@ def tasks_of(
 ) -> list[Task]:
     "The tasks of one split; an empty split is refused."
     found = list(environment.tasks(count, split))
-    if not found: raise ValueError(f"{type(environment).__name__} has no tasks in its {split!r} split; return at least one from tasks()")
+    if not found:
+        name = type(environment).__name__
+        raise ValueError(f"{name} has no tasks in its {split!r} split; return at least one from tasks()")
     return found

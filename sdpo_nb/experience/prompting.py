@@ -36,10 +36,15 @@ class Prompting:
     feedback: str = FEEDBACK  # around the feedback: {feedback_raw}
 
     def __post_init__(self):
-        slots = {"reprompt": ("{prompt}", "{solution}", "{feedback}"), "solution": ("{successful_previous_attempt}",), "feedback": ("{feedback_raw}",)}
+        slots = {
+            "reprompt": ("{prompt}", "{solution}", "{feedback}"),
+            "solution": ("{successful_previous_attempt}",),
+            "feedback": ("{feedback_raw}",),
+        }
         for name, wanted in slots.items():
             missing = [slot for slot in wanted if slot not in getattr(self, name)]
-            if missing: raise ValueError(f"the {name} template lacks {', '.join(missing)}; the teacher would never see it")
+            if missing:
+                raise ValueError(f"the {name} template lacks {', '.join(missing)}; the teacher would never see it")
 
     @classmethod
     def reference(
@@ -50,8 +55,11 @@ class Prompting:
         use_feedback: bool = True,  # as above
         feedback_only_without_solution: bool = True,  # as above
     ) -> "Prompting":
-        "The authors' behaviour, also where this package differs on purpose: a success with feedback is told that it failed."
-        return cls(success_threshold, exclude_self, strip_thinking, use_feedback, feedback_only_without_solution, feedback_on_success=True)
+        "The authors' behaviour, also where ours differs on purpose: a success with feedback is told that it failed."
+        return cls(
+            success_threshold, exclude_self, strip_thinking, use_feedback, feedback_only_without_solution,
+            feedback_on_success=True,
+        )
 
 # %% ../../nbs/09_experience.prompting.ipynb #808560c7
 def strip_thoughts(
@@ -112,12 +120,16 @@ def teacher_views(
     prompting: Prompting = Prompting(),  # what to show, in which words
 ) -> list[TeacherView]:
     "What the teacher reads for each attempt."
-    lengths = {"prompts": len(prompts), "completions": len(completions), "rewards": len(rewards), "feedback": len(feedback), "groups": len(groups)}
+    lengths = {
+        "prompts": len(prompts), "completions": len(completions), "rewards": len(rewards),
+        "feedback": len(feedback), "groups": len(groups),
+    }
     if len(set(lengths.values())) > 1: raise ValueError(f"every attempt needs one of each, but there are {lengths}")
     views = []
     for i, demonstration in enumerate(demonstrations(completions, rewards, groups, prompting)):
         said = "" if feedback[i] is None else feedback[i]
-        if not isinstance(said, str): raise ValueError(f"feedback must be text, not {type(said).__name__}, in attempt {i}")
+        if not isinstance(said, str):
+            raise ValueError(f"feedback must be text, not {type(said).__name__}, in attempt {i}")
         is_told = prompting.feedback_on_success or rewards[i] < prompting.success_threshold
         is_crowded_out = prompting.feedback_only_without_solution and demonstration is not None
         is_shown = prompting.use_feedback and said.strip() and is_told and not is_crowded_out

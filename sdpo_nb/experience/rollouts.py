@@ -22,7 +22,7 @@ from torch import Tensor
 
 if TYPE_CHECKING: from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# %% ../../nbs/05_experience.rollouts.ipynb #5a715fae
+# %% ../../nbs/05_experience.rollouts.ipynb #7f951550
 @dataclass(frozen=True)
 class Sampling:
     "How attempts are drawn from the policy."
@@ -34,7 +34,7 @@ class Sampling:
         if self.max_new_tokens < 1: raise ValueError(f"max_new_tokens is at least 1, not {self.max_new_tokens}")
         if self.temperature < 0: raise ValueError(f"temperature is 0 or above, not {self.temperature}")
 
-
+# %% ../../nbs/05_experience.rollouts.ipynb #e8c34a11
 class Sampler(Protocol):
     "Whatever can make attempts."
 
@@ -71,7 +71,7 @@ class LogpRecorder:
         self.note(ids[:, -1])
         return torch.cat(self.chosen, 1)
 
-# %% ../../nbs/05_experience.rollouts.ipynb #56df609b
+# %% ../../nbs/05_experience.rollouts.ipynb #798de3cb
 def to_rollouts(
     tasks: Sequence[Task],  # what was asked, one for each group
     prompts: Sequence[tuple[int, ...]],  # how it was read
@@ -85,11 +85,14 @@ def to_rollouts(
     ends = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in rows]
     texts = tokenizer.batch_decode([row[:end] for row, end in zip(rows, ends)], skip_special_tokens=True)
     return [
-        Rollout(tasks[i // attempts], i // attempts, prompts[i // attempts], tuple(row[:end]), tuple(logps[:end]), text, row[end - 1] in stops)
+        Rollout(
+            tasks[i // attempts], i // attempts, prompts[i // attempts],
+            tuple(row[:end]), tuple(logps[:end]), text, row[end - 1] in stops,
+        )
         for i, (row, end, logps, text) in enumerate(zip(rows, ends, logps_BT.tolist(), texts))
     ]
 
-
+# %% ../../nbs/05_experience.rollouts.ipynb #44f3c6b6
 def stop_tokens(
     model: "PreTrainedModel",  # its generation config names them
     tokenizer: "PreTrainedTokenizerBase",  # so does its end-of-sequence token
@@ -124,20 +127,23 @@ class GenerateSampler:
         "Try every task several times."
         from transformers import GenerationConfig, LogitsProcessorList
 
-        prompts, stops, how = render(self.tokenizer, [t.messages for t in tasks]), stop_tokens(self.model, self.tokenizer), self.sampling
+        prompts, how = render(self.tokenizer, [t.messages for t in tasks]), self.sampling
+        stops, pad_id = stop_tokens(self.model, self.tokenizer), self.tokenizer.pad_token_id
         check_fits(self.model, prompts, how.max_new_tokens)
-        ids, mask = (x.repeat_interleave(attempts, 0).to(self.model.device) for x in pad(prompts, self.tokenizer.pad_token_id, "left"))
+        ids, mask = (x.repeat_interleave(attempts, 0).to(self.model.device) for x in pad(prompts, pad_id, "left"))
         recorder = LogpRecorder(how.temperature)
-        dice = dict(do_sample=True, temperature=how.temperature, top_k=0, top_p=1.0) if how.temperature else dict(do_sample=False)
-        limits = dict(max_new_tokens=how.max_new_tokens, eos_token_id=sorted(stops), pad_token_id=self.tokenizer.pad_token_id)
-        with as_reader(self.model), own_generation(self.model, GenerationConfig(**dice, **limits)), seeded(seed, self.model.device):
+        dice = dict(do_sample=False)
+        if how.temperature: dice = dict(do_sample=True, temperature=how.temperature, top_k=0, top_p=1.0)
+        limits = dict(max_new_tokens=how.max_new_tokens, eos_token_id=sorted(stops), pad_token_id=pad_id)
+        config = GenerationConfig(**dice, **limits)
+        with as_reader(self.model), own_generation(self.model, config), seeded(seed, self.model.device):
             out = self.model.generate(ids, attention_mask=mask, logits_processor=LogitsProcessorList([recorder]))
         return to_rollouts(tasks, prompts, out[:, ids.shape[1] :], recorder.finish(out), stops, self.tokenizer)
 
-# %% ../../nbs/05_experience.rollouts.ipynb #463bf24f
+# %% ../../nbs/05_experience.rollouts.ipynb #df19edb7
 SMALL = 100_000_000  # parameters; above, a second copy of the weights costs more than it saves
 
-
+# %% ../../nbs/05_experience.rollouts.ipynb #85163192
 def is_small_llama(
     model: "PreTrainedModel",  # any model
 ) -> bool:
@@ -147,9 +153,11 @@ def is_small_llama(
     if type(model) is not LlamaForCausalLM or model.num_parameters() > SMALL: return False
     parts = [part for layer in model.model.layers for part in (layer.self_attn, layer.mlp)]
     weighty = [module for part in parts for module in part.children() if any(True for _ in module.parameters())]
-    return model.config.hidden_act == "silu" and all(type(module) is torch.nn.Linear and module.bias is None for module in weighty)
+    return model.config.hidden_act == "silu" and all(
+        type(module) is torch.nn.Linear and module.bias is None for module in weighty
+    )
 
-
+# %% ../../nbs/05_experience.rollouts.ipynb #a039ad5f
 class StaticDecoder:
     "One token at a time through a plain Llama, with keys and values in preallocated memory."
 
@@ -170,10 +178,12 @@ class StaticDecoder:
         self.memory = []
         for layer in read.past_key_values.layers:
             pair = [layer.keys.new_empty(rows, self.heads, self.start + room, self.head_size) for _ in range(2)]
-            for whole, prompt in zip(pair, (layer.keys, layer.values)): whole[:, :, : self.start] = prompt.repeat_interleave(attempts, 0)
+            for whole, prompt in zip(pair, (layer.keys, layer.values)):
+                whole[:, :, : self.start] = prompt.repeat_interleave(attempts, 0)
             self.memory.append(pair)
         seen = F.pad(mask, (0, room), value=1).repeat_interleave(attempts, 0)[:, None, None, :]
-        self.bias = torch.zeros_like(seen, dtype=read.logits.dtype).masked_fill(seen == 0, torch.finfo(read.logits.dtype).min)
+        lowest = torch.finfo(read.logits.dtype).min
+        self.bias = torch.zeros_like(seen, dtype=read.logits.dtype).masked_fill(seen == 0, lowest)
         later = (places[:, -1:] + 1 + torch.arange(room, device=ids.device)).repeat_interleave(attempts, 0)
         self.cosines, self.sines = model.model.rotary_emb(read.logits, later)
         attention, mlp = [layer.self_attn for layer in model.model.layers], [layer.mlp for layer in model.model.layers]
@@ -232,13 +242,14 @@ class StaticSampler:
 
     def sample(self, tasks: Sequence[Task], attempts: int = 1, seed: int = 0) -> list[Rollout]:
         "Try every task several times."
-        prompts, stops, room = render(self.tokenizer, [t.messages for t in tasks]), stop_tokens(self.model, self.tokenizer), self.sampling.max_new_tokens
+        prompts, room = render(self.tokenizer, [t.messages for t in tasks]), self.sampling.max_new_tokens
+        stops = stop_tokens(self.model, self.tokenizer)
         check_fits(self.model, prompts, room)
         padded = tuple(x.to(self.model.device) for x in pad(prompts, self.tokenizer.pad_token_id, "left"))
         ends, tokens, logps = torch.tensor(sorted(stops), device=self.model.device), [], []
         with as_reader(self.model), seeded(seed, self.model.device):
             decoder = StaticDecoder(self.model, padded, attempts, room)
-            logits, done = decoder.first_logits, torch.zeros(len(prompts) * attempts, dtype=torch.bool, device=self.model.device)
+            logits, done = decoder.first_logits, ends.new_zeros(len(prompts) * attempts, dtype=torch.bool)
             for step in range(room):
                 token, logp = choose(logits, self.sampling.temperature)
                 tokens.append(token), logps.append(logp)

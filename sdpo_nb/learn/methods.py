@@ -30,7 +30,7 @@ from sdpo_nb.loss.objectives import (
 )
 from torch import Tensor
 
-# %% ../../nbs/15_learn.methods.ipynb #bfdd56dc
+# %% ../../nbs/15_learn.methods.ipynb #84cb9738
 class Method(Protocol):
     "How attempts become a loss."
 
@@ -38,6 +38,7 @@ class Method(Protocol):
     needs_teacher: bool  # whether the attempts are read a second time
     averages_over_all: bool  # whether attempts without a signal count in the mean, as zeros
     aggregation: str  # how tokens are averaged
+    silence: str  # what it means when no attempt has a signal, and what to do about it
 
     def check(self, attempts: int, temperature: float) -> None:
         "Refuse a way of sampling that this method cannot learn from."
@@ -47,7 +48,9 @@ class Method(Protocol):
         "What there is to learn from each attempt."
         ...
 
-    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, batch: Batch, normalizer: Tensor | None = None) -> LossResult:
+    def loss(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, batch: Batch, normalizer: Tensor | None = None
+    ) -> LossResult:
         "What is minimised, on one batch."
         ...
 
@@ -58,9 +61,12 @@ def check_temperature(
 ) -> None:
     "Refuse to learn at one temperature from attempts made at another."
     if learning != sampling:
-        raise ValueError(f"attempts are sampled at temperature {sampling} but learned from at {learning}; give sampling and method the same one")
+        raise ValueError(
+            f"attempts are sampled at temperature {sampling} but learned from at {learning}; "
+            "give sampling and method the same one"
+        )
 
-# %% ../../nbs/15_learn.methods.ipynb #4e4d3a5a
+# %% ../../nbs/15_learn.methods.ipynb #08f38bab
 @dataclass(frozen=True)
 class SDPO:
     "Self-Distillation Policy Optimization."
@@ -71,29 +77,39 @@ class SDPO:
     name: ClassVar[str] = "SDPO"
     needs_teacher: ClassVar[bool] = True
     averages_over_all: ClassVar[bool] = False
+    silence: ClassVar[str] = (
+        "no attempt succeeded beside a sibling, and nothing was said of any; "
+        "let the environment say what was wrong, or ask easier tasks"
+    )
 
     def check(self, attempts: int, temperature: float) -> None:
         "A group of one has no siblings to learn from, so it needs feedback."
         check_temperature(self.objective.temperature, temperature)
         if attempts == 1 and not self.prompting.use_feedback:
-            raise ValueError("without feedback SDPO learns from siblings, and a group of one has none; use attempts=2 or more, or use_feedback=True")
+            raise ValueError(
+                "without feedback SDPO learns from siblings, and a group of one has none; "
+                "use attempts=2 or more, or use_feedback=True"
+            )
 
     def rows(self, rollouts: Sequence[Rollout], feedback: Sequence[Feedback]) -> list[Row]:
         "Each attempt with what its teacher reads."
         views = teacher_views(
-            [r.task.messages for r in rollouts], [r.text for r in rollouts], [f.score for f in feedback], [f.text for f in feedback],
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in feedback], [f.text for f in feedback],
             [r.group for r in rollouts], self.prompting,
         )
         return [Row(rollout, view) for rollout, view in zip(rollouts, views)]
 
-    def loss(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, normalizer: Tensor | None = None) -> LossResult:
+    def loss(
+        self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, normalizer: Tensor | None = None
+    ) -> LossResult:
         "How far the student is from its teacher."
         return distillation_loss(
             student_logits, teacher_logits, batch.completion_ids, batch.completion_mask, self.objective,
             old_logps=batch.old_logps, row_weights=batch.weights, aggregation=self.aggregation, normalizer=normalizer,
         )
 
-# %% ../../nbs/15_learn.methods.ipynb #09d170d6
+# %% ../../nbs/15_learn.methods.ipynb #752ff5db
 @dataclass(frozen=True)
 class GRPO:
     "Group Relative Policy Optimization: SDPO with the group's scores in place of the teacher."
@@ -105,18 +121,29 @@ class GRPO:
     name: ClassVar[str] = "GRPO"
     needs_teacher: ClassVar[bool] = False
     averages_over_all: ClassVar[bool] = True
+    silence: ClassVar[str] = (
+        "the attempts at each task all scored alike; "
+        "ask easier tasks, make more attempts, or learn from words with SDPO"
+    )
 
     def check(self, attempts: int, temperature: float) -> None:
         "A group of one has nothing to compare with."
         check_temperature(self.temperature, temperature)
-        if attempts == 1: raise ValueError("GRPO compares attempts within a group, and a group of one has none to compare; use attempts=2 or more")
+        if attempts == 1:
+            raise ValueError(
+                "GRPO compares attempts within a group, and a group of one has none to compare; "
+                "use attempts=2 or more"
+            )
 
     def rows(self, rollouts: Sequence[Rollout], feedback: Sequence[Feedback]) -> list[Row]:
         "Each attempt with how much better it did than its group."
         scores, groups = torch.tensor([f.score for f in feedback]), torch.tensor([r.group for r in rollouts])
-        return [Row(rollout, advantage=a) for rollout, a in zip(rollouts, group_advantages(scores, groups, self.is_scaled).tolist())]
+        advantages = group_advantages(scores, groups, self.is_scaled).tolist()
+        return [Row(rollout, advantage=a) for rollout, a in zip(rollouts, advantages)]
 
-    def loss(self, student_logits: Tensor, teacher_logits: None, batch: Batch, normalizer: Tensor | None = None) -> LossResult:
+    def loss(
+        self, student_logits: Tensor, teacher_logits: None, batch: Batch, normalizer: Tensor | None = None
+    ) -> LossResult:
         "The clipped policy loss."
         logps = token_logps(read_logps(student_logits, self.temperature), batch.completion_ids)
         per_token = clipped_policy_loss(logps, batch.old_logps, batch.advantages, self.clip)
@@ -144,4 +171,5 @@ def signal_fractions(
     share = sum(row.has_signal for row in rows) / max(1, len(rows))
     if not isinstance(method, SDPO): return {"signal_fraction": share}
     groups, scores, texts = [row.rollout.group for row in rows], [f.score for f in feedback], [f.text for f in feedback]
-    return {"signal_fraction": share} | view_fractions([row.view for row in rows], scores, texts, groups, method.prompting)
+    views = [row.view for row in rows]
+    return {"signal_fraction": share} | view_fractions(views, scores, texts, groups, method.prompting)

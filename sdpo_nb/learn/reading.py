@@ -31,7 +31,8 @@ def read(
     mask = torch.cat([mask, batch.completion_mask], 1)
     width = batch.completion_ids.shape[1]
     read = model(
-        torch.cat([ids, batch.completion_ids], 1), attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=width + 1
+        torch.cat([ids, batch.completion_ids], 1), attention_mask=mask, position_ids=positions(mask),
+        use_cache=False, logits_to_keep=width + 1,
     )
     return read.logits[:, :-1]
 
@@ -45,17 +46,22 @@ def read_shared(
     "The same as `read`, reading each different prompt once."
     from transformers.cache_utils import DynamicLayer
 
-    first = model(prompts.ids, attention_mask=prompts.mask, position_ids=positions(prompts.mask), use_cache=True, logits_to_keep=1)
+    first = model(
+        prompts.ids, attention_mask=prompts.mask, position_ids=positions(prompts.mask),
+        use_cache=True, logits_to_keep=1,
+    )
     opening, rest = first.logits[prompts.index], batch.completion_ids[:, :-1]
     if rest.shape[1] == 0: return opening
     cache, (_, seen) = first.get("past_key_values"), prompts.expand()
-    if cache is None or not all(isinstance(layer, DynamicLayer) for layer in cache.layers): return read(model, prompts, batch)
+    if cache is None or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        return read(model, prompts, batch)
     cache.batch_select_indices(prompts.index)
     later = seen.sum(1, keepdim=True) + torch.arange(rest.shape[1], device=rest.device)
     mask = torch.cat([seen, batch.completion_mask[:, :-1]], 1)
-    return torch.cat([opening, model(rest, attention_mask=mask, position_ids=later, past_key_values=cache, use_cache=True).logits], 1)
+    others = model(rest, attention_mask=mask, position_ids=later, past_key_values=cache, use_cache=True)
+    return torch.cat([opening, others.logits], 1)
 
-# %% ../../nbs/13_learn.reading.ipynb #5205847a
+# %% ../../nbs/13_learn.reading.ipynb #d63c3091
 def likeliest(
     logps_V: Tensor,  # one reader's opinion at one place
     tokenizer: "PreTrainedTokenizerBase",  # turns ids into text
@@ -65,7 +71,7 @@ def likeliest(
     top = logps_V.exp().topk(min(k, len(logps_V)))
     return tuple(zip((tokenizer.decode([token]) for token in top.indices.tolist()), top.values.tolist()))
 
-
+# %% ../../nbs/13_learn.reading.ipynb #71a3f6b5
 def attempt_readings(
     rows: Sequence[Row],  # attempts with their views
     feedback: Sequence[Feedback],  # what was said of each
@@ -76,10 +82,14 @@ def attempt_readings(
 ) -> tuple[AttemptReading, ...]:
     "Both opinions on every token of a few attempts."
     readings = []
-    for row, said, student, teacher in zip(rows, feedback, read_logps(student_logits.detach()), read_logps(teacher_logits)):
+    students, teachers = read_logps(student_logits.detach()), read_logps(teacher_logits)
+    for row, said, student, teacher in zip(rows, feedback, students, teachers):
         apart = divergence(student, teacher, 0.5)
         tokens = tuple(
-            TokenReading(tokenizer.decode([token]), s[token].item(), t[token].item(), d, likeliest(s, tokenizer, k), likeliest(t, tokenizer, k))
+            TokenReading(
+                tokenizer.decode([token]), s[token].item(), t[token].item(), d,
+                likeliest(s, tokenizer, k), likeliest(t, tokenizer, k),
+            )
             for token, s, t, d in zip(row.rollout.completion_ids, student, teacher, apart.tolist())
         )
         readings.append(AttemptReading(row.rollout.task.question, row.rollout.text, said, row.view, tokens))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-# %% ../../nbs/14_learn.teachers.ipynb #69205c3b
+# %% ../../nbs/14_learn.teachers.ipynb #134a0e04
 class FullCopy:
     "A second set of all weights."
 
@@ -39,7 +39,7 @@ class FullCopy:
         "Go a part of the way to the student, in place."
         torch._foreach_lerp_(list(self.model.parameters()), list(self.student.parameters()), rate)
 
-
+# %% ../../nbs/14_learn.teachers.ipynb #ea525e7c
 class AdapterCopy:
     "A second adapter on the student's own base."
 
@@ -58,7 +58,7 @@ class AdapterCopy:
         "Go a part of the way to the student's adapter, in place."
         average_adapter(self.student, self.student.active_adapter, self.name, rate)
 
-
+# %% ../../nbs/14_learn.teachers.ipynb #19ab9848
 def second_self(
     student: "PreTrainedModel",  # trains all its weights, or one adapter
 ) -> FullCopy | AdapterCopy:
@@ -86,7 +86,7 @@ class Teacher(ABC):
     def update(self) -> None:
         "The student has moved."
 
-# %% ../../nbs/14_learn.teachers.ipynb #90a1710c
+# %% ../../nbs/14_learn.teachers.ipynb #a2cde194
 class Live(Teacher):
     "The student as it is now. It has nothing to hold on to, and is here to be compared with."
 
@@ -102,7 +102,7 @@ class Live(Teacher):
     def update(self) -> None:
         "It has moved already."
 
-
+# %% ../../nbs/14_learn.teachers.ipynb #11d26cd0
 class Frozen(Teacher):
     "The student as it was when training began."
 
@@ -118,7 +118,7 @@ class Frozen(Teacher):
     def update(self) -> None:
         "It never moves."
 
-
+# %% ../../nbs/14_learn.teachers.ipynb #8f0f0ed1
 class EMA(Teacher):
     "A slow average of what the student has been."
 
@@ -126,7 +126,8 @@ class EMA(Teacher):
         self,
         rate: float = 0.05,  # how far it goes towards the student at each update
     ):
-        if not 0 < rate < 1: raise ValueError(f"the rate lies between 0 and 1, not at {rate}; for 0 use Frozen(), for 1 Live()")
+        if not 0 < rate < 1:
+            raise ValueError(f"the rate lies between 0 and 1, not at {rate}; for 0 use Frozen(), for 1 Live()")
         self.rate = rate
 
     def attach(self, student: "PreTrainedModel") -> "EMA":

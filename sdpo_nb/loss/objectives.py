@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# %% ../../nbs/11_loss.objectives.ipynb #8515495b
+# %% ../../nbs/11_loss.objectives.ipynb #cee0d420
 def kl(
     p_logps_BTK: Tensor,  # log-probabilities of the reader whose words are averaged over
     q_logps_BTK: Tensor,  # log-probabilities of the other
@@ -25,7 +25,7 @@ def kl(
     "KL(p || q), at every position: what p's words cost when they are expected to come from q."
     return (p_logps_BTK.exp() * (p_logps_BTK - q_logps_BTK)).sum(-1)
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #46ecab57
 def divergence(
     student_logps_BTK: Tensor,  # the student's log-probabilities
     teacher_logps_BTK: Tensor,  # the teacher's, of the same words
@@ -37,31 +37,33 @@ def divergence(
     mixture = torch.logaddexp(student_logps_BTK + math.log(1 - alpha), teacher_logps_BTK + math.log(alpha))
     return (1 - alpha) * kl(student_logps_BTK, mixture) + alpha * kl(teacher_logps_BTK, mixture)
 
-# %% ../../nbs/11_loss.objectives.ipynb #304ece68
+# %% ../../nbs/11_loss.objectives.ipynb #3943bf5e
 SUPPORTS = ("full", "student_topk", "sampled")  # which words the two readers are compared on
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #0df48cac
 @dataclass(frozen=True)
 class Objective:
     "What the student is asked to minimise."
 
     alpha: float = 0.5  # 0 forward KL, 1 reverse KL, between: Jensen-Shannon
-    support: str = "student_topk"  # compare the whole vocabulary, the student's likeliest words, or the sampled word alone
+    support: str = "student_topk"  # the whole vocabulary, the student's likeliest words, or the sampled word alone
     k: int = 100  # how many words student_topk keeps; no meaning elsewhere
     tail: bool = True  # student_topk: gather all other words in one; otherwise renormalise the kept ones
-    is_clip: float | None = 2.0  # cap of the importance ratio between this policy and the one that sampled; None leaves it out
+    is_clip: float | None = 2.0  # cap of the importance ratio to the policy that sampled; None leaves it out
     temperature: float = 1.0  # both readers' logits are divided by it
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1: raise ValueError(f"alpha lies between 0 and 1, not {self.alpha}")
-        if self.support not in SUPPORTS: raise ValueError(f"support is one of {', '.join(SUPPORTS)}, not {self.support!r}")
+        if self.support not in SUPPORTS:
+            raise ValueError(f"support is one of {', '.join(SUPPORTS)}, not {self.support!r}")
         if self.support == "sampled" and self.alpha != 1:
             raise ValueError(f"the sampled token alone estimates the reverse KL; set alpha=1, not {self.alpha}")
         if self.k < 1: raise ValueError(f"k counts words, so it is at least 1, not {self.k}")
         if self.temperature <= 0: raise ValueError(f"temperature is above 0, not {self.temperature}")
-        if self.is_clip is not None and self.is_clip <= 0: raise ValueError(f"is_clip is above 0, or None, not {self.is_clip}")
+        if self.is_clip is not None and self.is_clip <= 0:
+            raise ValueError(f"is_clip is above 0, or None, not {self.is_clip}")
 
-# %% ../../nbs/11_loss.objectives.ipynb #7551cf9e
+# %% ../../nbs/11_loss.objectives.ipynb #6908eab0
 def with_tail(
     logps_BTK: Tensor,  # log-probabilities of the kept words
 ) -> Tensor:  # [B, T, K + 1]
@@ -69,14 +71,15 @@ def with_tail(
     kept = torch.logsumexp(logps_BTK, -1, keepdim=True).clamp(max=-1e-7)
     return torch.cat([logps_BTK, torch.log(-torch.expm1(kept))], -1)
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #854f64f4
 def on_support(
     student_logps_BTV: Tensor,  # over the whole vocabulary
     teacher_logps_BTV: Tensor,  # over the whole vocabulary
     objective: Objective,  # which words to keep
 ) -> tuple[Tensor, Tensor]:  # the same opinions over fewer words
     "Both readers on the words that the objective compares."
-    if objective.support == "full" or objective.k >= student_logps_BTV.shape[-1]: return student_logps_BTV, teacher_logps_BTV
+    if objective.support == "full" or objective.k >= student_logps_BTV.shape[-1]:
+        return student_logps_BTV, teacher_logps_BTV
     student_BTK, kept_BTK = student_logps_BTV.topk(objective.k, -1)
     pair = student_BTK, teacher_logps_BTV.gather(-1, kept_BTK)
     return tuple(map(with_tail, pair)) if objective.tail else tuple(logps.log_softmax(-1) for logps in pair)
@@ -97,10 +100,10 @@ def importance_ratio(
     "How much likelier each sampled token has become."
     return (logps_BT - old_logps_BT).detach().clamp(-20, 20).exp()
 
-# %% ../../nbs/11_loss.objectives.ipynb #1c296ddf
+# %% ../../nbs/11_loss.objectives.ipynb #7cc8bf45
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #e99ce08b
 def row_sums(
     values_BT: Tensor,  # one number per token
     mask_BT: Tensor,  # 1 where a token counts
@@ -110,17 +113,18 @@ def row_sums(
     sums = (values_BT * mask_BT).sum(-1)
     return sums / mask_BT.sum(-1).clamp(min=1) if aggregation == "seq-mean-token-mean" else sums
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #b49f9e3f
 def row_counts(
     mask_BT: Tensor,  # 1 where a token counts
     aggregation: str,  # one of AGGREGATIONS
 ) -> Tensor:  # [B]
     "What each attempt adds to the divisor of the mean."
-    if aggregation not in AGGREGATIONS: raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation!r}")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation!r}")
     tokens = mask_BT.sum(-1)
     return tokens if aggregation == "token-mean" else (tokens > 0).to(tokens.dtype)
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #89040bca
 def masked_mean(
     values_BT: Tensor,  # one number per token
     mask_BT: Tensor,  # 1 where a token counts
@@ -134,7 +138,7 @@ def masked_mean(
     divisor = (row_counts(mask_BT, aggregation) * weights_B).sum().clamp(min=1) if normalizer is None else normalizer
     return (row_sums(values_BT, mask_BT, aggregation) * weights_B).sum() / divisor
 
-# %% ../../nbs/11_loss.objectives.ipynb #6195e4c3
+# %% ../../nbs/11_loss.objectives.ipynb #a25a173d
 @dataclass(frozen=True)
 class LossResult:
     "A loss, what each token added to it, and what is worth logging."
@@ -143,7 +147,7 @@ class LossResult:
     per_token: Tensor  # [B, T], before masking and averaging
     metrics: Mapping[str, float]  # plain numbers, without gradient
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #11bd54a1
 def read_logps(
     logits_BTV: Tensor,  # in any precision
     temperature: float = 1.0,  # divides them
@@ -151,7 +155,7 @@ def read_logps(
     "Log-probabilities of a reader's logits."
     return (logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)) / temperature).log_softmax(-1)
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #a1e0d553
 def token_logps(
     logps_BTV: Tensor,  # over the vocabulary
     ids_BT: Tensor,  # the sampled tokens
@@ -176,7 +180,8 @@ def distillation_loss(
 ) -> LossResult:
     "How far the student is from its teacher, on the student's own attempts."
     mask = completion_mask if teacher_mask is None else completion_mask * teacher_mask[:, None]
-    student, teacher = (read_logps(logits, objective.temperature) for logits in (student_logits, teacher_logits.detach()))
+    student = read_logps(student_logits, objective.temperature)
+    teacher = read_logps(teacher_logits.detach(), objective.temperature)
     student_logps, teacher_logps = token_logps(student, completion_ids), token_logps(teacher, completion_ids)
     if objective.support == "sampled": per_token = sampled_token(student_logps, teacher_logps)
     else: per_token = divergence(*on_support(student, teacher, objective), objective.alpha)
@@ -209,7 +214,7 @@ def reading_metrics(
         "agreement": mean(agreement.float()),
     }
 
-# %% ../../nbs/11_loss.objectives.ipynb #12d940ad
+# %% ../../nbs/11_loss.objectives.ipynb #e001af1b
 def group_advantages(
     scores_B: Tensor,  # one score per attempt
     groups_B: Tensor,  # which attempts answer the same task
@@ -217,15 +222,16 @@ def group_advantages(
 ) -> Tensor:  # [B]
     "How much better each attempt did than its group."
     _, inverse, counts = groups_B.unique(return_inverse=True, return_counts=True)
-    total = lambda values_B: scores_B.new_zeros(len(counts)).scatter_add(0, inverse, values_B)
-    extreme = lambda side: scores_B.new_zeros(len(counts)).scatter_reduce(0, inverse, scores_B, side, include_self=False)
+    zeros = scores_B.new_zeros(len(counts))
+    total = lambda values_B: zeros.scatter_add(0, inverse, values_B)
+    extreme = lambda side: zeros.scatter_reduce(0, inverse, scores_B, side, include_self=False)
     is_split = extreme("amax") > extreme("amin")
     centred = torch.where(is_split[inverse], scores_B - (total(scores_B) / counts)[inverse], 0.0)
     if not is_scaled: return centred
     spread = (total(centred.square()) / (counts - 1).clamp(min=1)).sqrt()
     return centred / (spread[inverse] + 1e-4)
 
-
+# %% ../../nbs/11_loss.objectives.ipynb #dc6ee2e3
 def clipped_policy_loss(
     logps_BT: Tensor,  # of the sampled tokens, with gradient
     old_logps_BT: Tensor,  # of the same tokens, when they were sampled

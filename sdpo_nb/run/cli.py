@@ -42,18 +42,28 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     "All commands and their options."
-    parser = Parser(prog="sdpo-nb", description="A language model that learns from what was said of its mistakes.", allow_abbrev=False)
+    about = "A language model that learns from what was said of its mistakes."
+    parser = Parser(prog="sdpo-nb", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"sdpo-nb {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    demo = commands.add_parser("demo", help="train the embedded model, and write a report", description="Train the embedded model on a book of codes.", allow_abbrev=False)
+    demo = commands.add_parser(
+        "demo", help="train the embedded model, and write a report",
+        description="Train the embedded model on a book of codes.", allow_abbrev=False,
+    )
     option = demo.add_argument
-    option("--env", default="omega", metavar="BOOK", help="omega is told what was wrong, zeta only gets a score (default: omega)")
+    option(
+        "--env", default="omega", metavar="BOOK",
+        help="omega is told what was wrong, zeta only gets a score (default: omega)",
+    )
     option("--feedback", metavar="KIND", help="what omega says: full, first or neg (default: full)")
     option("--method", default="sdpo", metavar="NAME", help="sdpo or grpo (default: sdpo)")
     option("--compare", action="store_true", help="run the other method beside it, on as many attempts")
     option("--steps", type=int, default=40, metavar="N", help="updates of 64 attempts each (default: 40)")
     option("--seed", type=int, default=0, metavar="N", help="of tasks and attempts (default: 0)")
-    option("--out", type=Path, default=Path("report.html"), metavar="FILE", help="where the report goes (default: report.html)")
+    option(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE",
+        help="where the report goes (default: report.html)",
+    )
     option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     option("--json", action="store_true", help="print the result last, as one JSON object")
     demo.set_defaults(parser=demo, run=run_demo)
@@ -66,7 +76,8 @@ def check_place(
     "Refuse a report that could not be written, before anything is trained."
     if out.is_dir(): raise ValueError(f"{out} is a folder; name a file in it, e.g. --out {out / 'report.html'}")
     if not out.parent.is_dir(): raise ValueError(f"there is no folder {out.parent}; make it, or choose another --out")
-    if not os.access(out if out.exists() else out.parent, os.W_OK): raise ValueError(f"{out} cannot be written; choose another --out")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"{out} cannot be written; choose another --out")
 
 # %% ../../nbs/24_run.cli.ipynb #e3b75d3b
 def show_result(
@@ -79,11 +90,16 @@ def show_result(
     from sdpo_nb.view.terminal import attempts_text
 
     readings = next((r.readings for r in next(iter(runs.values()), ()) if r.readings), ())
-    if readings: console.print("\n[bold]Before training, and what the teacher would have said:[/bold]\n", attempts_text(readings[:shown]), sep="\n", soft_wrap=True)
+    if readings:
+        title = "\n[bold]Before training, and what the teacher would have said:[/bold]\n"
+        console.print(title, attempts_text(readings[:shown]), sep="\n", soft_wrap=True)
     share = lambda value: "not measured" if value is None else f"{value:.1%}"
     console.print("\n[bold]Held-out accuracy[/bold]")
     for name, run in zip(runs, (result, *result.get("compared", {}).values())):
-        console.print(f"  {name}: {share(run['before'])} before, [bold]{share(run['after'])}[/bold] after {run['attempts']:,} attempts in {run['seconds']:.1f} s of training")
+        console.print(
+            f"  {name}: {share(run['before'])} before, [bold]{share(run['after'])}[/bold] after "
+            f"{run['attempts']:,} attempts in {run['seconds']:.1f} s of training"
+        )
 
 # %% ../../nbs/24_run.cli.ipynb #a30f3015
 def run_demo(
@@ -99,18 +115,24 @@ def run_demo(
 
     check_place(options.out)
     device = str(pick_device(options.device))
-    config = DemoConfig(options.env, options.feedback, options.method, options.compare, options.steps, options.seed, device)
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # a model this small leaves more threads waiting for each other
+    config = DemoConfig(
+        options.env, options.feedback, options.method, options.compare, options.steps, options.seed, device
+    )
+    subject = f"{config.env}, feedback: {config.environment.feedback}"
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # more threads wait for each other in a model this small
     console, runs, note = Console(stderr=options.json, highlight=False), {}, ""
     try:
         for name, reports in demo_runs(config):
-            with LiveDisplay(config.steps, f"{name} on {config.env}, feedback: {config.environment.feedback}", console) as display:
+            with LiveDisplay(config.steps, f"{name} on {subject}", console) as display:
                 for report in reports:
                     runs.setdefault(name, []).append(report)
                     display(report)
     except KeyboardInterrupt: note = "Interrupted: this is the run so far."
     result = summary(config, runs)
-    write_report(options.out, runs or {METHODS[config.method].name: []}, title=f"{METHODS[config.method].name} on {config.env}, feedback: {config.environment.feedback}", settings=result["settings"], note=note)
+    chosen = METHODS[config.method].name
+    write_report(
+        options.out, runs or {chosen: []}, title=f"{chosen} on {subject}", settings=result["settings"], note=note
+    )
     show_result(console, result, runs)
     console.print(f"\n{note} Report: {options.out}".strip(), soft_wrap=True)
     if options.json: print(json.dumps(result | {"report": str(options.out)}))

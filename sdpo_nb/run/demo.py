@@ -25,7 +25,8 @@ METHODS: dict[str, Method] = {
     "sdpo": SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False)),
     "grpo": GRPO(),
 }
-DEMO_SIZE = LoopConfig(sampling=Sampling(max_new_tokens=20), learning_rate=6e-4)  # short answers, and a model small enough for large steps
+# short answers, and a model small enough for large steps
+DEMO_SIZE = LoopConfig(sampling=Sampling(max_new_tokens=20), learning_rate=6e-4)
 SPOKEN = tuple(kind for kind in KINDS if kind != "none")  # what omega can say
 
 
@@ -43,12 +44,14 @@ class DemoConfig:
 
     def __post_init__(self):
         def among(name, right):
-            if getattr(self, name) not in right: raise ValueError(f"{name} is one of {', '.join(right)}, not {getattr(self, name)!r}")
+            if getattr(self, name) not in right:
+                raise ValueError(f"{name} is one of {', '.join(right)}, not {getattr(self, name)!r}")
 
         among("env", tuple(sorted(BOOKS)))
         among("method", tuple(METHODS))
         if self.feedback is not None: among("feedback", SPOKEN)
-        if self.env == "zeta" and self.feedback: raise ValueError("zeta gives a score and no words; leave feedback out, or take omega")
+        if self.env == "zeta" and self.feedback:
+            raise ValueError("zeta gives a score and no words; leave feedback out, or take omega")
         if self.steps < 1: raise ValueError(f"steps is at least 1, not {self.steps}")
 
     @property
@@ -88,10 +91,14 @@ def summary(
         curve = accuracies(reports)
         before, after = (curve[0][1], curve[-1][1]) if curve else (None, None)
         last = reports[-1].attempts if reports else 0
-        return {"before": before, "after": after, "attempts": last, "seconds": round(sum(r.seconds for r in reports), 3), "curve": curve}
+        seconds = round(sum(r.seconds for r in reports), 3)
+        return {"before": before, "after": after, "attempts": last, "seconds": seconds, "curve": curve}
 
     (_, first), *others = runs.items() or [("", [])]
     is_complete = all(len(runs.get(METHODS[name].name, ())) == config.steps + 1 for name in config.methods)
     compared = {"compared": {name: of_run(reports) for name, reports in others}} if others else {}
-    settings = asdict(config) | {"feedback": config.environment.feedback, "learning_rate": DEMO_SIZE.learning_rate, "attempts_per_step": DEMO_SIZE.tasks * DEMO_SIZE.attempts}
+    settings = asdict(config) | {
+        "feedback": config.environment.feedback, "learning_rate": DEMO_SIZE.learning_rate,
+        "attempts_per_step": DEMO_SIZE.tasks * DEMO_SIZE.attempts,
+    }
     return of_run(first) | {"settings": settings, "is_complete": is_complete} | compared
