@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from tokenizers import Tokenizer, models as token_models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 from sdpo_nb.core.models import (
     need, pick_device, pick_dtype, load_model, check_tokenizer, render, context_length, check_fits, pad, positions,
     as_reader, seeded
@@ -93,8 +94,9 @@ def test_loading_is_one_call():
         ))
         greeting = [{"role": "user", "content": "hello world"}]
 
-    # %% nbs/02_core.models.ipynb#39ddb306
-    with notebook_cell("nbs/02_core.models.ipynb", "39ddb306"):
+    # %% nbs/02_core.models.ipynb#d522e8c6
+    with notebook_cell("nbs/02_core.models.ipynb", "d522e8c6"):
+        logging.disable_progress_bar()
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder), tokenizer.save_pretrained(folder)
             again, _ = load_model(folder, device="cpu")

@@ -32,11 +32,14 @@ from cells import notebook_cell
 
 
 def test_how_long_how_much_how_fast():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -65,11 +68,14 @@ def test_how_long_how_much_how_fast():
 
 
 def test_before_anything_is_trained():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -94,11 +100,14 @@ def test_before_anything_is_trained():
 
 
 def test_a_clock_that_knows_what_it_is_timing():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -121,11 +130,14 @@ def test_a_clock_that_knows_what_it_is_timing():
 
 
 def test_one_update():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -174,11 +186,14 @@ def test_one_update():
 
 
 def test_looking_without_learning():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -202,11 +217,14 @@ def test_looking_without_learning():
 
 
 def test_the_loop():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -238,11 +256,14 @@ def test_the_loop():
 
 
 def test_the_same_seed_the_same_run():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -269,11 +290,14 @@ def test_the_same_seed_the_same_run():
 
 
 def test_nothing_to_learn_moves_nothing():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -304,11 +328,14 @@ def test_nothing_to_learn_moves_nothing():
 
 
 def test_an_adapter_learns_too():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -334,11 +361,14 @@ def test_an_adapter_learns_too():
 
 
 def test_one_attempt_and_its_feedback_is_enough():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -362,11 +392,14 @@ def test_one_attempt_and_its_feedback_is_enough():
 
 
 def test_bad_input_stops_at_once():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
@@ -421,11 +454,14 @@ def test_bad_input_stops_at_once():
 
 
 def test_what_we_have():
-    # %% nbs/16_learn.loop.ipynb#8fa4d260
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8fa4d260"):
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
         environment = Codebook("omega", feedback="full")
-        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
         sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
 
     # %% nbs/16_learn.loop.ipynb#4c2e3bfc
     with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):

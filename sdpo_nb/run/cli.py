@@ -101,7 +101,7 @@ def show_result(
             f"{run['attempts']:,} attempts in {run['seconds']:.1f} s of training"
         )
 
-# %% ../../nbs/24_run.cli.ipynb #a30f3015
+# %% ../../nbs/24_run.cli.ipynb #c62db33a
 def run_demo(
     options: argparse.Namespace,  # as parsed
 ) -> int:  # the exit code
@@ -119,7 +119,7 @@ def run_demo(
         options.env, options.feedback, options.method, options.compare, options.steps, options.seed, device
     )
     subject = f"{config.env}, feedback: {config.environment.feedback}"
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # more threads wait for each other in a model this small
+    torch.set_num_threads(1)  # a model this small leaves more threads waiting for each other
     console, runs, note = Console(stderr=options.json, highlight=False), {}, ""
     try:
         for name, reports in demo_runs(config):
@@ -134,7 +134,7 @@ def run_demo(
         options.out, runs or {chosen: []}, title=f"{chosen} on {subject}", settings=result["settings"], note=note
     )
     show_result(console, result, runs)
-    console.print(f"\n{note} Report: {options.out}".strip(), soft_wrap=True)
+    console.print("\n" + f"{note} Report: {options.out}".strip(), soft_wrap=True, markup=False)
     if options.json: print(json.dumps(result | {"report": str(options.out)}))
     return 130 if note else 0
 
