@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 import torch
 from sdpo_nb.core.records import AdapterRef
+from peft import PeftModel
+from transformers import PreTrainedModel
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from transformers import LlamaConfig, LlamaForCausalLM

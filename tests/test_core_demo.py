@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from sdpo_nb.core.models import load_model
 from sdpo_nb.core.records import Feedback, Task
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.models import pad, render

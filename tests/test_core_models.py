@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 import torch
 from sdpo_nb.core.records import Message
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq

@@ -6,6 +6,7 @@ import torch
 from sdpo_nb.core.models import pad, render
 from sdpo_nb.core.records import Rollout, TeacherView
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.demo import Codebook, load_demo

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sdpo_nb.core.models import as_reader, check_fits, pad, positions, render, seeded
 from sdpo_nb.core.records import Rollout, Task
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.adapters import add_adapter

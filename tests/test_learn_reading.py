@@ -7,6 +7,7 @@ from sdpo_nb.core.records import AttemptReading, Candidates, Feedback, TokenRead
 from sdpo_nb.experience.batches import Batch, Prompts, Row
 from sdpo_nb.loss.objectives import divergence, read_logps
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq
 from sdpo_nb.core.demo import Codebook, load_demo

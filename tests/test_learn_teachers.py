@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from sdpo_nb.core.adapters import average_adapter, copy_adapter, using_adapter
 from sdpo_nb.core.models import as_reader
+from peft import PeftModel
+from transformers import PreTrainedModel
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.adapters import adapter_weights, add_adapter

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from sdpo_nb import __version__
 from sdpo_nb.core.records import StepReport
+from rich.console import Console
 import contextlib
 import io
 import tempfile

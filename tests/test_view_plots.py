@@ -3,6 +3,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sdpo_nb.core.records import AttemptReading, Candidates, Feedback, StepReport, TeacherView, TokenReading
 from dataclasses import replace
 from fastcore.test import expect_fail, test_close, test_eq
