@@ -28,9 +28,12 @@ Curve = list[tuple[int, float]]  # attempts made, held-out pass rate
 
 def stamp() -> dict[str, Any]:
     "Where and with what a figure was measured."
-    head = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    def git(*words):
+        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+
+    is_dirty = git("status", "--porcelain", "--", ":/sdpo_nb", ":/benchmarks")  # results being written do not count
     return {
-        "commit": head,
+        "commit": git("rev-parse", "--short", "HEAD") + ("-dirty" if is_dirty else ""),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},

@@ -95,13 +95,15 @@ def test_loading_is_one_call():
         ))
         greeting = [{"role": "user", "content": "hello world"}]
 
-    # %% nbs/02_core.models.ipynb#d522e8c6
-    with notebook_cell("nbs/02_core.models.ipynb", "d522e8c6"):
+    # %% nbs/02_core.models.ipynb#7b0b79fe
+    with notebook_cell("nbs/02_core.models.ipynb", "7b0b79fe"):
         logging.disable_progress_bar()
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder), tokenizer.save_pretrained(folder)
             again, _ = load_model(folder, device="cpu")
-        test_eq(again.dtype, torch.float32)
+            anywhere, _ = load_model(folder)
+        test_eq((again.dtype, anywhere.device.type), (torch.float32, pick_device().type))
+        with expect_fail(ValueError, "there is no folder ./nowhere"): load_model("./nowhere")
         sum(weight.numel() for weight in again.parameters())
 
     # %% nbs/02_core.models.ipynb#1e7b7186

@@ -20,9 +20,10 @@ def test_a_task_is_a_conversation_that_waits_for_an_answer():
         test_eq(task.question, "What is 6 times 7?")
         task
 
-    # %% nbs/01_core.records.ipynb#c0162e5b
-    with notebook_cell("nbs/01_core.records.ipynb", "c0162e5b"):
+    # %% nbs/01_core.records.ipynb#fbd4df39
+    with notebook_cell("nbs/01_core.records.ipynb", "fbd4df39"):
         with expect_fail(ValueError, "Task.ask"): Task(())
+        with expect_fail(ValueError, "Task.ask"): Task("What is 6 times 7?")
 
 
 def test_a_rollout_is_one_attempt_token_by_token():
@@ -69,9 +70,10 @@ def test_a_reading_is_two_opinions_on_every_token():
 
 
 def test_a_step_report_is_what_a_step_leaves_behind():
-    # %% nbs/01_core.records.ipynb#55f334ff
-    with notebook_cell("nbs/01_core.records.ipynb", "55f334ff"):
+    # %% nbs/01_core.records.ipynb#48c2f13c
+    with notebook_cell("nbs/01_core.records.ipynb", "48c2f13c"):
         report = StepReport(step=1, attempts=64, pass_rate=0.25, loss=0.7, tokens=640, seconds=0.2)
+        test_eq(str(report), "step 1: pass rate 25.0%, loss 0.7000, 640 tokens in 0.20 s")
         report
 
     # %% nbs/01_core.records.ipynb#c99bd4f6

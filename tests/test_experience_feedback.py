@@ -126,11 +126,15 @@ def test_training_needs_something_to_train_on():
                 if said is None: return Feedback(0.0, "Answer with a number.")
                 return Feedback(1.0) if said == right else Feedback(0.0, "Too small." if said < right else "Too large.")
 
-    # %% nbs/06_experience.feedback.ipynb#12ec3c77
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "12ec3c77"):
+    # %% nbs/06_experience.feedback.ipynb#459d1c8e
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "459d1c8e"):
         class Empty(Multiply):
             def tasks(self, count, split="train"): return []
 
+        class Plain(Multiply):
+            def tasks(self, count, split="train"): return ["What is 6 times 7?"]
+
+        with expect_fail(ValueError, "Plain.tasks() gave a str, not a Task; write Task.ask"): tasks_of(Plain(), 8, "train")
         with expect_fail(ValueError, "Empty has no tasks in its 'train' split"): tasks_of(Empty(), 8, "train")
         len(tasks_of(Multiply(), 8, "train"))
 

@@ -119,9 +119,15 @@ def test_the_architecture_chooses():
         add_adapter(model)  # the layers inside the model are no longer plain
         test_eq(type(sampler_for(model, tokenizer)), GenerateSampler)
 
-    # %% nbs/05_experience.rollouts.ipynb#fd63ef82
-    with notebook_cell("nbs/05_experience.rollouts.ipynb", "fd63ef82"):
-        model, _ = load_demo()
+    # %% nbs/05_experience.rollouts.ipynb#a9cfa2c0
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "a9cfa2c0"):
+        model, tokenizer = load_demo()
+        tokenizer.eos_token = model.generation_config.eos_token_id = None
+        with expect_fail(ValueError, "set tokenizer.eos_token"): stop_tokens(model, tokenizer)
+
+    # %% nbs/05_experience.rollouts.ipynb#6e017795
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "6e017795"):
+        model, tokenizer = load_demo()
         model.train()
         short = sampler_for(model, tokenizer, Sampling(max_new_tokens=3))
         test_eq(short.sample(tasks, 2, seed=1), short.sample(tasks, 2, seed=1))

@@ -55,7 +55,7 @@ def pick_dtype(
     major, _ = capability or torch.cuda.get_device_capability(device)
     return torch.bfloat16 if major >= 8 else torch.float16
 
-# %% ../../nbs/02_core.models.ipynb #8cd80376
+# %% ../../nbs/02_core.models.ipynb #85532b35
 def load_model(
     source: str | Path,  # a folder, or a name on the hub
     dtype: torch.dtype | str = "auto",  # "auto": what `pick_dtype` says of the device
@@ -70,6 +70,8 @@ def load_model(
         fast = need("unsloth", "unsloth").FastLanguageModel
         model, tokenizer = fast.from_pretrained(str(source), dtype=dtype, **options)
         return model, check_tokenizer(tokenizer)
+    if str(source).startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise ValueError(f"there is no folder {source}; give a model's folder, or its name on the hub")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(source, revision=options.get("revision", "main")))

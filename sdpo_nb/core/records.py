@@ -18,7 +18,7 @@ from typing import Any
 # %% ../../nbs/01_core.records.ipynb #736e1e0c
 Message = Mapping[str, Any]  # one turn, as chat templates read it: {"role": "user", "content": "..."}
 
-# %% ../../nbs/01_core.records.ipynb #a02291dc
+# %% ../../nbs/01_core.records.ipynb #c1cfcaab
 @dataclass(frozen=True)
 class Task:
     "A conversation that waits for an answer, and what is needed to judge one."
@@ -27,7 +27,8 @@ class Task:
     info: Mapping[str, Any] = field(default_factory=dict)  # for the environment only, e.g. the right answer
 
     def __post_init__(self):
-        if not self.messages: raise ValueError("a Task needs at least one message; write Task.ask('your question')")
+        if not self.messages or not all(isinstance(message, Mapping) for message in self.messages):
+            raise ValueError("a Task holds messages, at least one; for one question write Task.ask('your question')")
         object.__setattr__(self, "messages", tuple(self.messages))
 
     @classmethod
@@ -136,7 +137,7 @@ class AttemptReading:
     view: TeacherView  # what the teacher read
     tokens: tuple[TokenReading, ...]  # one for each token of the attempt
 
-# %% ../../nbs/01_core.records.ipynb #4e7502de
+# %% ../../nbs/01_core.records.ipynb #bfb5d3e0
 @dataclass(frozen=True)
 class StepReport:
     "What one step of training did, and what it cost."
@@ -153,12 +154,15 @@ class StepReport:
     metrics: Mapping[str, float] = field(default_factory=dict)  # entropy, fractions, ratios, ...
     readings: tuple[AttemptReading, ...] = field(default=(), repr=False)  # a few attempts, where captured
 
-    def _repr_markdown_(self) -> str:
-        held_out = "" if self.held_out is None else f", held-out **{self.held_out:.1%}**"
+    def __str__(self) -> str:
+        held_out = "" if self.held_out is None else f", held-out {self.held_out:.1%}"
         return (
-            f"step **{self.step}**: pass rate **{self.pass_rate:.1%}**{held_out}, "
-            f"loss {self.loss:.4f}, {self.tokens} tokens in {self.seconds:.2f} s"
+            f"step {self.step}: pass rate {self.pass_rate:.1%}{held_out}, loss {self.loss:.4f}, "
+            f"{self.tokens} tokens in {self.seconds:.2f} s"
         )
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
 
     def to_dict(self) -> dict[str, Any]:
         "The report as plain values, ready for JSON."

@@ -63,15 +63,17 @@ def judge_all(
             raise ValueError(f"{type(environment).__name__}.judge, {asked}: {error}") from error
     return said
 
-# %% ../../nbs/06_experience.feedback.ipynb #e91dd832
+# %% ../../nbs/06_experience.feedback.ipynb #2b74714a
 def tasks_of(
     environment: Environment,  # where tasks come from
     count: int,  # at most this many
     split: str,  # "train" or "held_out"
 ) -> list[Task]:
     "The tasks of one split; an empty split is refused."
-    found = list(environment.tasks(count, split))
+    name, found = type(environment).__name__, list(environment.tasks(count, split) or ())
     if not found:
-        name = type(environment).__name__
         raise ValueError(f"{name} has no tasks in its {split!r} split; return at least one from tasks()")
+    other = next((type(task).__name__ for task in found if not isinstance(task, Task)), None)
+    if other:
+        raise ValueError(f"{name}.tasks() gave a {other}, not a Task; write Task.ask('your question', answer=...)")
     return found

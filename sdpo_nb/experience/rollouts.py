@@ -92,7 +92,7 @@ def to_rollouts(
         for i, (row, end, logps, text) in enumerate(zip(rows, ends, logps_BT.tolist(), texts))
     ]
 
-# %% ../../nbs/05_experience.rollouts.ipynb #44f3c6b6
+# %% ../../nbs/05_experience.rollouts.ipynb #5cd05cc1
 def stop_tokens(
     model: "PreTrainedModel",  # its generation config names them
     tokenizer: "PreTrainedTokenizerBase",  # so does its end-of-sequence token
@@ -100,7 +100,9 @@ def stop_tokens(
     "The tokens that end an attempt."
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return frozenset(token for token in (*named, tokenizer.eos_token_id) if token is not None)
+    stops = frozenset(token for token in (*named, tokenizer.eos_token_id) if token is not None)
+    if not stops: raise ValueError("no token ends an attempt; set tokenizer.eos_token to what ends an answer")
+    return stops
 
 # %% ../../nbs/05_experience.rollouts.ipynb #47cbd3f4
 @contextmanager

@@ -79,7 +79,7 @@ def check_place(
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
 
-# %% ../../nbs/24_run.cli.ipynb #e3b75d3b
+# %% ../../nbs/24_run.cli.ipynb #b9ea9c6c
 def show_result(
     console: "Console",  # where to print
     result: Mapping[str, Any],  # the summary
@@ -89,10 +89,11 @@ def show_result(
     "Print a few attempts as both readers saw them, and what came of the run."
     from sdpo_nb.view.terminal import attempts_text
 
-    readings = next((r.readings for r in next(iter(runs.values()), ()) if r.readings), ())
-    if readings:
-        title = "\n[bold]Before training, and what the teacher would have said:[/bold]\n"
-        console.print(title, attempts_text(readings[:shown]), sep="\n", soft_wrap=True)
+    looks = [report for report in next(iter(runs.values()), ()) if any(seen.view.active for seen in report.readings)]
+    for report in looks[:1]:  # the first at which the teacher knew more than the student
+        readings = [seen for seen in report.readings if seen.view.active][:shown]
+        title = f"\n[bold]At step {report.step}, and what the teacher would have said:[/bold]\n"
+        console.print(title, attempts_text(readings), sep="\n", soft_wrap=True)
     share = lambda value: "not measured" if value is None else f"{value:.1%}"
     console.print("\n[bold]Held-out accuracy[/bold]")
     for name, run in zip(runs, (result, *result.get("compared", {}).values())):
@@ -101,7 +102,7 @@ def show_result(
             f"{run['attempts']:,} attempts in {run['seconds']:.1f} s of training"
         )
 
-# %% ../../nbs/24_run.cli.ipynb #c62db33a
+# %% ../../nbs/24_run.cli.ipynb #d4964892
 def run_demo(
     options: argparse.Namespace,  # as parsed
 ) -> int:  # the exit code
@@ -128,10 +129,13 @@ def run_demo(
                     runs.setdefault(name, []).append(report)
                     display(report)
     except KeyboardInterrupt: note = "Interrupted: this is the run so far."
+    if not any(report.step for reports in runs.values() for report in reports):
+        console.print("\nInterrupted before the first step was done; no report was written.")
+        return 130
     result = summary(config, runs)
     chosen = METHODS[config.method].name
     write_report(
-        options.out, runs or {chosen: []}, title=f"{chosen} on {subject}", settings=result["settings"], note=note
+        options.out, runs, title=f"{chosen} on {subject}", settings=result["settings"], note=note
     )
     show_result(console, result, runs)
     console.print("\n" + f"{note} Report: {options.out}".strip(), soft_wrap=True, markup=False)

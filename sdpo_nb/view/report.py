@@ -253,12 +253,13 @@ def section_html(
     "A part under its heading."
     return tag("section.part", tag("h2", heading), *([tag("p.lead", lead)] if lead else []), part)
 
-# %% ../../nbs/21_view.report.ipynb #556743cd
+# %% ../../nbs/21_view.report.ipynb #2386f8cb
 LENS_LEAD = (
     "The teacher is the same model with more to read: what was said of the attempt, or a success beside it. "
-    "Every token on which the two differ is a lesson. Choose one to see both opinions.")
+    "Every token on which the two differ is a lesson. Where nothing was said of a token the teacher may be wrong. "
+    "Choose one to see both opinions.")
 
-# %% ../../nbs/21_view.report.ipynb #5274d973
+# %% ../../nbs/21_view.report.ipynb #75807d6e
 def write_report(
     path: str | Path,  # where to; what is there is replaced
     runs: Mapping[str, Sequence[StepReport]],  # by name; the first is the subject, others are compared with it
@@ -269,7 +270,7 @@ def write_report(
 ) -> Path:
     "Write one self-contained HTML file of a run, and return where it is."
     if not runs: raise ValueError("a report needs a run: pass {'SDPO': reports}; the reports may be few, or none yet")
-    footer = tag("footer", "Made by sdpo-nb. This file is complete: it needs no network and sends nothing.")
+    footer = tag("footer", "Made by sdpo-nb. This file is self-contained: it needs no network and sends nothing.")
     compared = "Methods are compared after equally many." if len(runs) > 1 else ""
     page = page_html(
         title, header_html(runs, title, note),

@@ -174,10 +174,11 @@ def token_text(
     before, after = (said[len(space):], colour), (instead[len(space):], f"bold {TEACHER}")
     return Text.assemble(space, ("[", "dim"), before, ("->", "dim"), after, ("]", "dim"))
 
-# %% ../../nbs/22_view.terminal.ipynb #4691b493
+# %% ../../nbs/22_view.terminal.ipynb #6b001fc9
 LEGEND = Text.assemble(
     ("[", "dim"), "a", ("->", "dim"), ("b", f"bold {TEACHER}"), ("]", "dim"), ": the teacher would have said b. ",
-    ("Orange", APART), ": less likely to the teacher; ", ("blue", TEACHER), ": more.")
+    ("Orange", APART), ": less likely to the teacher; ", ("blue", TEACHER), ": more. ",
+    "Where nothing was said it may be wrong.")
 
 # %% ../../nbs/22_view.terminal.ipynb #326986cf
 def attempt_text(
