@@ -26,6 +26,19 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_report_so_far(tmp_path: Path):
     assert "Interrupted: this is the run so far." in page
 
 
+def test_ctrl_c_before_the_first_step_leaves_an_older_report_alone(tmp_path: Path):
+    older = tmp_path / "report.html"
+    older.write_text("an older report", encoding="utf-8")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*COMMAND, "demo", "--json"], cwd=tmp_path, text=True, **pipes)
+    process.stderr.readline()  # the title; the held-out tasks are being tried now
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "no report was written" in err and "Traceback" not in err
+    assert older.read_text(encoding="utf-8") == "an older report"
+
+
 def test_two_methods_are_compared_after_equally_many_attempts(tmp_path: Path):
     words = [*COMMAND, "demo", "--steps", "3", "--compare", "--json"]
     done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True, check=True)
