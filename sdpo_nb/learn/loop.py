@@ -1,4 +1,4 @@
-"""The whole method in a hundred lines of plain torch.
+"""The whole method in about sixty lines of plain torch, signatures aside.
 
 Docs: https://sdpo-nb.github.io/sdpo-nb/learn.loop.html.md"""
 
