@@ -55,7 +55,7 @@ def pick_dtype(
     major, _ = capability or torch.cuda.get_device_capability(device)
     return torch.bfloat16 if major >= 8 else torch.float16
 
-# %% ../../nbs/02_core.models.ipynb #85532b35
+# %% ../../nbs/02_core.models.ipynb #90efcd01
 def load_model(
     source: str | Path,  # a folder, or a name on the hub
     dtype: torch.dtype | str = "auto",  # "auto": what `pick_dtype` says of the device
@@ -75,7 +75,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(source, revision=options.get("revision", "main")))
-    if device == "auto" or "device_map" in options: options = {"device_map": place} | options
+    if device == "auto" or "quantization_config" in options: options = {"device_map": place} | options
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     return model if "device_map" in options else model.to(place), tokenizer
 
@@ -103,7 +103,7 @@ def render(
     ]
     return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-# %% ../../nbs/02_core.models.ipynb #93f02890
+# %% ../../nbs/02_core.models.ipynb #310c62f3
 def context_length(
     model: "PreTrainedModel",  # any causal language model
 ) -> int | None:  # tokens; None when the model names no limit
@@ -113,7 +113,7 @@ def context_length(
 
 def check_fits(
     model: "PreTrainedModel",  # who will read
-    prompts: Sequence[Sequence[int]],  # token ids
+    prompts: Sequence[Sequence[int]] | torch.Tensor,  # token ids
     room: int,  # tokens of the answer
     mend: str = "shorten the prompt, or lower max_new_tokens",  # what to do about it
 ) -> None:

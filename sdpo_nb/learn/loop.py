@@ -106,7 +106,7 @@ class Clock:
         try: yield
         finally: self.seconds[phase] += time.perf_counter() - start
 
-# %% ../../nbs/16_learn.loop.ipynb #db9e00c7
+# %% ../../nbs/16_learn.loop.ipynb #204d9cc8
 def backward(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -124,7 +124,7 @@ def backward(
         with clock("batch"): batch, teacher_logits = collate(part, tokenizer, model.device), None
         if method.needs_teacher:
             advice = "shorten the feedback or the demonstration that the teacher reads"
-            check_fits(model, batch.teacher.ids.tolist(), batch.completion_ids.shape[1], advice)
+            check_fits(model, batch.teacher.ids, batch.completion_ids.shape[1], advice)
             with clock("teacher"), teacher.reading() as reader:
                 teacher_logits = read_shared(reader, batch.teacher, batch)
         with clock("student"):
