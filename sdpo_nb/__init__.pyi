@@ -4,7 +4,9 @@ from sdpo_nb.core.demo import Codebook as Codebook, load_demo as load_demo
 from sdpo_nb.experience.rollouts import Sampling as Sampling
 from sdpo_nb.experience.feedback import Environment as Environment
 from sdpo_nb.experience.prompting import Prompting as Prompting
-from sdpo_nb.loss.objectives import Objective as Objective, distillation_loss as distillation_loss
+from sdpo_nb.loss.objectives import Objective as Objective
+from sdpo_nb.loss.distillation import distillation_loss as distillation_loss
+from sdpo_nb.loss.fused import Head as Head, fused_distillation_loss as fused_distillation_loss
 from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
 from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit

@@ -16,6 +16,7 @@ from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.learn.methods import SDPO, Method, normalizer_of, signal_fractions
 from sdpo_nb.learn.reading import attempt_readings, read, read_shared
 from sdpo_nb.learn.teachers import EMA, Teacher
+from sdpo_nb.loss.distillation import COUNTS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
 from dataclasses import replace

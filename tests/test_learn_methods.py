@@ -6,7 +6,8 @@ import torch
 from sdpo_nb.core.records import Feedback, Rollout
 from sdpo_nb.experience.batches import Batch, Row
 from sdpo_nb.experience.prompting import Prompting, teacher_views, view_fractions
-from sdpo_nb.loss.objectives import LossResult, Objective, clipped_policy_loss, distillation_loss, group_advantages, importance_ratio, masked_mean, read_logps, row_counts, token_logps
+from sdpo_nb.loss.distillation import LossResult, distillation_loss
+from sdpo_nb.loss.objectives import Objective, clipped_policy_loss, divisor, group_advantages, importance_ratio, masked_mean, read_logps, token_logps
 from torch import Tensor
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq

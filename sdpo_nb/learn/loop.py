@@ -8,7 +8,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.loop.html.md"""
 __all__ = ['SILENCE', 'LoopConfig', 'check_run', 'Clock', 'backward', 'update', 'pass_rate', 'teacher_pass_rate', 'look_at',
            'step_metrics', 'steps', 'fit']
 
-# %% ../../nbs/16_learn.loop.ipynb #92186135
+# %% ../../nbs/16_learn.loop.ipynb #5af575b9
 import random
 import time
 import warnings
@@ -27,6 +27,7 @@ from ..experience.rollouts import Sampling, sampler_for
 from .methods import SDPO, Method, normalizer_of, signal_fractions
 from .reading import attempt_readings, read, read_shared
 from .teachers import EMA, Teacher
+from ..loss.distillation import COUNTS
 
 if TYPE_CHECKING: from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -106,7 +107,7 @@ class Clock:
         try: yield
         finally: self.seconds[phase] += time.perf_counter() - start
 
-# %% ../../nbs/16_learn.loop.ipynb #204d9cc8
+# %% ../../nbs/16_learn.loop.ipynb #92fb0646
 def backward(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -132,7 +133,9 @@ def backward(
             result.loss.backward()
         total += result.loss.item()
         share = normalizer_of(part, "token-mean") / normalizer_of(read_once, "token-mean")
-        metrics.update({name: value * share.item() for name, value in result.metrics.items()})
+        metrics.update({
+            name: value if name in COUNTS else value * share.item() for name, value in result.metrics.items()
+        })
     return total, dict(metrics) | {"rows_read": float(len(read_once))} if read_once else {}
 
 # %% ../../nbs/16_learn.loop.ipynb #4618715c

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.methods.html.md"""
 # %% auto #0
 __all__ = ['Method', 'check_temperature', 'SDPO', 'GRPO', 'normalizer_of', 'signal_fractions']
 
-# %% ../../nbs/15_learn.methods.ipynb #06a5efd8
+# %% ../../nbs/15_learn.methods.ipynb #f81d5cc5
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -16,16 +16,15 @@ import torch
 from ..core.records import Feedback, Rollout
 from ..experience.batches import Batch, Row
 from ..experience.prompting import Prompting, teacher_views, view_fractions
+from ..loss.distillation import LossResult, distillation_loss
 from sdpo_nb.loss.objectives import (
-    LossResult,
     Objective,
     clipped_policy_loss,
-    distillation_loss,
+    divisor,
     group_advantages,
     importance_ratio,
     masked_mean,
     read_logps,
-    row_counts,
     token_logps,
 )
 from torch import Tensor
@@ -151,7 +150,7 @@ class GRPO:
         ratio = masked_mean(importance_ratio(logps, batch.old_logps), batch.completion_mask, batch.weights)
         return LossResult(loss, per_token, {"ratio": ratio.item()})
 
-# %% ../../nbs/15_learn.methods.ipynb #8bcffb24
+# %% ../../nbs/15_learn.methods.ipynb #e0007858
 def normalizer_of(
     rows: Sequence[Row],  # all that count, of the whole step
     aggregation: str,  # how tokens are averaged
@@ -159,7 +158,7 @@ def normalizer_of(
     "What the losses of all parts of a step are divided by."
     lengths = torch.tensor([len(row.rollout.completion_ids) for row in rows])
     mask = (torch.arange(max(lengths, default=0)) < lengths[:, None]).float()
-    return (row_counts(mask, aggregation) * torch.tensor([row.weight for row in rows])).sum().clamp(min=1)
+    return divisor(mask, torch.tensor([row.weight for row in rows]), aggregation)
 
 # %% ../../nbs/15_learn.methods.ipynb #b8c288cd
 def signal_fractions(
