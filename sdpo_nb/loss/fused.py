@@ -8,7 +8,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/loss.fused.html.md"""
 __all__ = ['BUDGET', 'Head', 'multiply', 'multiply_back', 'Reader', 'Gradients', 'InHand', 'chunks', 'write_mixture',
            'fused_distillation_loss', 'heads_of', 'treat']
 
-# %% ../../nbs/12_loss.fused.ipynb #665a42ab
+# %% ../../nbs/12_loss.fused.ipynb #217934fb
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -202,7 +202,7 @@ def chunks(
     if size > 16: size = min(math.ceil(size / 16) * 16, tokens)
     for start in range(0, max(1, tokens), size): yield slice(start, min(start + size, tokens))
 
-# %% ../../nbs/12_loss.fused.ipynb #7498a0e6
+# %% ../../nbs/12_loss.fused.ipynb #abdff333
 def write_mixture(
     readers: Sequence[tuple[Reader, float]],  # teachers and their weights
     student: Reader,  # whose logits are known
@@ -212,9 +212,8 @@ def write_mixture(
 ) -> None:
     "Write the weighted mean of several readers' logits."
     is_student = lambda reader: reader.origin == student.origin
-    y_VN.zero_()
     for place, (reader, weight) in enumerate(sorted(readers, key=lambda reader: is_student(reader[0]))):
-        if is_student(reader): y_VN.add_(x_VN, alpha=weight)
+        if is_student(reader): y_VN.copy_(x_VN).mul_(weight) if place == 0 else y_VN.add_(x_VN, alpha=weight)
         elif place == 0:
             reader.write(part, y_VN)
             if weight != 1: y_VN.mul_(weight)
@@ -267,7 +266,7 @@ def heads_of(
     if len(heads) != wanted: raise ValueError(f"{wanted} teachers need one head, or {wanted}, not {len(heads)}")
     return list(heads)
 
-# %% ../../nbs/12_loss.fused.ipynb #3ff108a9
+# %% ../../nbs/12_loss.fused.ipynb #195d4657
 def treat(
     student: Reader,  # with gradient
     teacher: Listed | list[tuple[Reader, float]],  # known by its likeliest words, or to be read
@@ -284,13 +283,11 @@ def treat(
     if is_compiled is None: is_compiled = Work.repays(device, words * tokens) and has_compiler(device)
     passes = Passes(objective, head.softcap and head.softcap / objective.temperature, is_compiled)
     buffers = 1 if is_listed else max(2, 1 + sum(reader.origin != student.origin for reader, _ in teacher))
-    losses, lines = [], []
-    for part in chunks(tokens, words, buffers, torch.finfo(student.dtype).bits // 8, budget):
+    losses, lines, parts = [], [], list(chunks(tokens, words, buffers, torch.finfo(student.dtype).bits // 8, budget))
+    room = torch.empty(1 if is_listed else 2, words * parts[0].stop, dtype=student.dtype, device=counted.ids_N.device)
+    for part in parts:
         some, size = counted.part(part), part.stop - part.start
-        x_VN, y_VN = (
-            None if is_listed and place else torch.empty(words, size, dtype=student.dtype, device=counted.ids_N.device)
-            for place in range(2)
-        )
+        x_VN, y_VN = ([*room[:, : words * size].view(-1, words, size), None])[:2]
         student.write(part, x_VN)
         if not is_listed: write_mixture(teacher, student, part, x_VN, y_VN)
         if objective.temperature != 1: [z.div_(objective.temperature) for z in (x_VN, y_VN) if z is not None]
