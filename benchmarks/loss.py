@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--repeats", type=int, default=3, help="the quickest counts")
-    parser.add_argument("--growth", type=int, nargs="*", default=[16_384], help="tokens of ours alone, for its memory")
+    parser.add_argument("--growth", type=int, nargs="*", default=[256, 16_384], help="tokens for memory alone")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--variant", help="measure this one alone, in this process")
     parser.add_argument("--json", action="store_true", help="print the result last, as one JSON object")
@@ -203,11 +203,12 @@ def main() -> None:
         names = ["bare products"]
         for which in options.objectives:
             names += [f"TRL: {which}", f"ours, eager: {which}", f"ours, compiled: {which}"]
-        names.append("ours, eager, the head trains: full JSD")
-        if "full JSD" in options.objectives: names.append("TRL tiled: full JSD")
+        names += ["ours, eager, the head trains: full JSD"] + ["TRL tiled: full JSD"] * (tokens == min(options.tokens))
         tables[tokens] = table(tokens, names, options)
         found_ratios |= ratios(tokens, tables[tokens])
-    for tokens in options.growth: tables[tokens] = table(tokens, ["ours, eager: full JSD"], options)
+    for tokens in options.growth:
+        peers = [f"TRL: {which}" for which in options.objectives] * (tokens < min(options.tokens))
+        tables[tokens] = table(tokens, [*peers, "ours, eager: full JSD"], options)
     if options.json: print(json.dumps({"ratios": found_ratios, "tables": tables} | stamp()))
 
 

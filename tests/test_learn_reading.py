@@ -5,19 +5,27 @@ import torch
 from sdpo_nb.core.models import positions
 from sdpo_nb.core.records import AttemptReading, Candidates, Feedback, TokenReading
 from sdpo_nb.experience.batches import Batch, Prompts, Row
+from sdpo_nb.loss.fused import Head
 from sdpo_nb.loss.objectives import divergence, read_logps
 from torch import Tensor
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
-from fastcore.test import test_close, test_eq
+from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.experience.feedback import judge_all
 from sdpo_nb.experience.batches import collate
 from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.loss.objectives import token_logps
-from transformers import AutoModelForCausalLM, Gemma2Config, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3Config
-from sdpo_nb.learn.reading import read, read_shared, likeliest, attempt_readings
+from peft import LoraConfig, get_peft_model
+from sdpo_nb.loss.distillation import distillation_loss
+from sdpo_nb.loss.fused import fused_distillation_loss
+from sdpo_nb.loss.objectives import Objective
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, GraniteConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from sdpo_nb.learn.reading import (
+    read, read_shared, read_hidden, undressed, head_of, factors_of, likeliest, attempt_readings
+)
 from cells import notebook_cell
 
 
@@ -122,6 +130,79 @@ def test_a_shared_prompt_is_read_once():
             axes.plot(lengths, tokens, label=name)
         axes.set(xlabel="prompt tokens (eight attempts of 128)", ylabel="tokens read", ylim=(0, None))
         axes.legend(frameon=False);
+
+
+def test_hidden_states_and_their_head():
+    # %% nbs/13_learn.reading.ipynb#f205963d
+    with notebook_cell("nbs/13_learn.reading.ipynb", "f205963d"):
+        model, tokenizer = load_demo()
+        environment = Codebook("omega", feedback="full")
+        rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(2), attempts=3, seed=1)
+        said = judge_all(environment, rollouts)
+        views = teacher_views(
+            [r.task.messages for r in rollouts], [r.text for r in rollouts],
+            [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+        )
+        rows = [Row(rollout, view) for rollout, view in zip(rollouts, views)]
+        batch = collate(rows, tokenizer)
+
+    # %% nbs/13_learn.reading.ipynb#289547a6
+    with notebook_cell("nbs/13_learn.reading.ipynb", "289547a6"):
+        def tiny(config, **more):
+            torch.manual_seed(0)
+            sizes = dict(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            )
+            return AutoModelForCausalLM.from_config(config(**sizes, **more)).eval()
+
+        def widest(a, b): return ((a - b).abs().amax(-1) * batch.completion_mask).max().item()
+
+    # %% nbs/13_learn.reading.ipynb#ae8146d3
+    with notebook_cell("nbs/13_learn.reading.ipynb", "ae8146d3"):
+        with torch.no_grad():
+            student_logits = read(model, batch.student, batch)
+            teacher_logits = read_shared(model, batch.teacher, batch)
+
+    # %% nbs/13_learn.reading.ipynb#8fe4cbe0
+    with notebook_cell("nbs/13_learn.reading.ipynb", "8fe4cbe0"):
+        families = {
+            "Llama": tiny(LlamaConfig), "Qwen2, tied": tiny(Qwen2Config, tie_word_embeddings=True),
+            "Qwen3": tiny(Qwen3Config, head_dim=8), "Gemma 2": tiny(Gemma2Config, head_dim=8, final_logit_softcapping=3.0),
+            "Gemma 3": tiny(Gemma3TextConfig, head_dim=8), "Granite": tiny(GraniteConfig, logits_scaling=8.0),
+            "Cohere": tiny(CohereConfig, logit_scale=0.25),
+        }
+        target = LoraConfig(target_modules=["q_proj", "lm_head"], r=4, init_lora_weights=False)
+        families["Llama, an adapter on the head"] = get_peft_model(tiny(LlamaConfig), target).eval()
+        gaps = {}
+        for name, family in families.items():
+            with torch.no_grad(): logits = head_of(family).logits(read_hidden(family, batch.student, batch))
+            with torch.no_grad(): gaps[name] = (logits - read(family, batch.student, batch)).abs().max().item()
+        test_eq(max(gaps.values()) < 1e-5, True)
+        {name: f"{gap:.0e}" for name, gap in gaps.items()}
+
+    # %% nbs/13_learn.reading.ipynb#462186d9
+    with notebook_cell("nbs/13_learn.reading.ipynb", "462186d9"):
+        loud = get_peft_model(tiny(LlamaConfig), LoraConfig(target_modules=["lm_head"], r=4, lora_dropout=0.1)).train()
+        with expect_fail(ValueError, "set lora_dropout=0"): head_of(loud)
+        with loud.disable_adapter(): test_eq(head_of(loud).low_rank, None)
+        saved = get_peft_model(tiny(LlamaConfig), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+        test_eq(head_of(saved).weight.requires_grad, True)
+
+    # %% nbs/13_learn.reading.ipynb#4e505d9c
+    with notebook_cell("nbs/13_learn.reading.ipynb", "4e505d9c"):
+        def gradients(family, is_fused):
+            family.zero_grad()
+            with torch.no_grad(): told = read_hidden(family, batch.teacher, batch)
+            head, given = head_of(family), (batch.completion_ids, batch.completion_mask, Objective(0.5, k=20))
+            if is_fused: result = fused_distillation_loss(read_hidden(family, batch.student, batch), head, told, head, *given)
+            else: result = distillation_loss(read(family, batch.student, batch), head.logits(told), *given)
+            result.loss.backward()
+            return torch.cat([weight.grad.flatten() for weight in family.parameters() if weight.grad is not None])
+
+        gaps = {name: (gradients(family, True) - gradients(family, False)).abs().max().item() for name, family in families.items()}
+        test_eq(max(gaps.values()) < 1e-5, True)
+        {name: f"{gap:.0e}" for name, gap in gaps.items()}
 
 
 def test_a_reading_to_look_at():

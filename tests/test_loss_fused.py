@@ -3,7 +3,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import torch
-from sdpo_nb.loss.distillation import Counted, Listed, LossResult, Readers, check_teacher, check_words, counted_tokens, loss_result, weighted
+from sdpo_nb.loss.distillation import Counted, Listed, LossResult, Readers, check_finite, check_teacher, check_words, counted_tokens, loss_result, weighted
 from sdpo_nb.loss.objectives import Objective
 from sdpo_nb.loss.passes import TILE, Passes, Work, has_compiler, token_gradients
 from torch import Tensor
@@ -12,15 +12,72 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import expect_fail, test_close, test_eq
+from IPython.display import Markdown
 from sdpo_nb.loss.distillation import distillation_loss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 from sdpo_nb.loss.fused import (
     Head, multiply, multiply_back, Reader, Gradients, InHand, BUDGET, chunks, write_mixture, fused_distillation_loss,
-    heads_of, treat
+    teachers_of, treat
 )
 from cells import notebook_cell
 
 
 def test_a_head_makes_logits_of_hidden_states():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
     # %% nbs/12_loss.fused.ipynb#8c8e49ca
     with notebook_cell("nbs/12_loss.fused.ipynb", "8c8e49ca"):
         torch.manual_seed(0)
@@ -32,6 +89,59 @@ def test_a_head_makes_logits_of_hidden_states():
 
 
 def test_products_in_32_bits_whatever_the_weights_are_in():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
     # %% nbs/12_loss.fused.ipynb#7357a413
     with notebook_cell("nbs/12_loss.fused.ipynb", "7357a413"):
         torch.manual_seed(0)
@@ -44,9 +154,732 @@ def test_products_in_32_bits_whatever_the_weights_are_in():
 
 
 def test_chunks_from_a_budget():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
     # %% nbs/12_loss.fused.ipynb#13f464c0
     with notebook_cell("nbs/12_loss.fused.ipynb", "13f464c0"):
         sizes = [part.stop - part.start for part in chunks(1024, 151_936, 2, 4)]
         test_eq((sum(sizes), max(sizes) * 2 * 151_936 * 4 < 1.1 * BUDGET), (1024, True))
         test_eq([part.stop for part in chunks(3, 10, 2, 4, budget=1)], [1, 2, 3])
         sizes
+
+
+def test_the_fused_loss():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#e62417ef
+    with notebook_cell("nbs/12_loss.fused.ipynb", "e62417ef"):
+        torch.manual_seed(0)
+        hidden, told = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 8)
+        weight, ids, mask = torch.randn(1000, 8), torch.randint(0, 1000, (2, 5)), torch.ones(2, 5)
+        fused = fused_distillation_loss(hidden, weight, told, weight, ids, mask, Objective())
+        plain = distillation_loss(hidden @ weight.T, told @ weight.T, ids, mask, Objective())
+        test_close(fused.loss, plain.loss, eps=1e-5)
+        test_close(*(torch.autograd.grad(result.loss, hidden)[0] for result in (fused, plain)), eps=1e-5)
+        {name: round(value, 3) for name, value in fused.metrics.items()}
+
+    # %% nbs/12_loss.fused.ipynb#a6bbdb15
+    with notebook_cell("nbs/12_loss.fused.ipynb", "a6bbdb15"):
+        with expect_fail(ValueError, "H = 8 as the head's"):
+            fused_distillation_loss(hidden[..., :4], weight, told, weight, ids, mask, Objective())
+        with expect_fail(ValueError, "give teacher_head"):
+            fused_distillation_loss(hidden, weight, told, None, ids, mask, Objective())
+        with expect_fail(ValueError, "the student has 1000 words, a teacher 900"):
+            fused_distillation_loss(hidden, weight, told, weight[:900], ids, mask, Objective())
+        with expect_fail(ValueError, "the student's logits are NaN or infinite in row 1, first at token 0"):
+            broken = hidden.detach().clone()
+            broken[1] = torch.nan
+            fused_distillation_loss(broken, weight, told, weight, ids, mask, Objective())
+        result = fused_distillation_loss(broken, weight, told, weight, ids, mask, Objective(), teacher_mask=torch.tensor([1, 0]))
+        result.loss.isfinite()
+
+    # %% nbs/12_loss.fused.ipynb#3fff3c70
+    with notebook_cell("nbs/12_loss.fused.ipynb", "3fff3c70"):
+        quiet = fused_distillation_loss(hidden, weight, told, weight, ids, mask, Objective(), teacher_mask=torch.zeros(2))
+        (gradient,) = torch.autograd.grad(quiet.loss, hidden)
+        test_eq((quiet.loss.item(), gradient.abs().max().item()), (0.0, 0.0))
+
+
+def test_the_same_numbers_as_the_plain_loss():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#b87e0c7b
+    with notebook_cell("nbs/12_loss.fused.ipynb", "b87e0c7b"):
+        every = [
+            Objective(alpha, support, k=k, tail=tail, temperature=1.3, kl_to_base=0.1, normalised=True)
+            for alpha in (0, 0.3, 1) for support in ("full", "student_topk", "teacher_topk") for k in (5, 400) for tail in (True, False)
+        ] + [
+            Objective(1, "sampled", kl_to_base=0.1, advantage_clip=1.0), Objective(1, "full", advantage_clip=0.5, token_clip=1.0),
+            Objective(0.5, k=9, token_clip=0.3, is_clip=None),
+        ]
+        listed = [Objective(alpha, "teacher_topk", k=k, tail=tail) for alpha in (0, 0.3, 1) for k in (5, 400) for tail in (True, False)]
+        gaps = {}
+        for kind in ("plain", "bias", "soft cap", "adapter"):
+            gaps[kind] = max(both_ways(objective, kind, teacher) for objective in every for teacher in ("one", "several"))
+            gaps[f"{kind}, list"] = max(both_ways(objective, kind, "list") for objective in [*listed, Objective(1, "sampled")])
+        for aggregation in ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
+            gaps[aggregation] = max(both_ways(Objective(), rows=rows, aggregation=aggregation) for rows in ("active", "all"))
+        test_eq(max(gaps.values()) < 1e-12, True)
+        {name: f"{gap:.0e}" for name, gap in gaps.items()}
+
+
+def test_the_authors_cases_again():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#ca81a8e9
+    with notebook_cell("nbs/12_loss.fused.ipynb", "ca81a8e9"):
+        def gaps_of(case, tensors):
+            loss, gradient = tensors.pop("loss"), tensors.pop("grad_student_logits")
+            student, teacher = tensors.pop("student_logits").requires_grad_(), tensors.pop("teacher_logits", None)
+            kept = {name: x for name, x in tensors.items() if name not in ("distill_loss", "kl_reg", "mean_is_ratio", "clip_fraction")}
+            if teacher is None:
+                kept |= dict(teacher_topk_logprobs=kept.pop("teacher_logprobs"), teacher_topk_ids=kept.pop("teacher_indices"))
+                support, leash = "sampled" if case["alpha"] == 1 else "teacher_topk", case["kl_reg_weight"]
+                objective = Objective(case["alpha"], support, tail=False, is_clip=case["is_clip"], kl_to_base=leash)
+            else:
+                support = {"sampled_token": "sampled", "full": "full", "topk": "student_topk"}[case["mode"]]
+                objective = Objective(case["alpha"], support, k=case["topk"] or 1, tail=case["add_tail"], is_clip=case["is_clip"])
+                kept["aggregation"] = case["aggregation"]
+            same = torch.eye(student.shape[-1], dtype=student.dtype)
+            found = fused_distillation_loss(student, same, teacher, same, objective=objective, budget=1000, **kept).loss
+            found.backward()
+            relative = lambda found, expected: ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+            return relative(found, loss), relative(student.grad, gradient)
+
+        def golden_cases():
+            data = next(folder / "tests" / "data" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "tests" / "data").exists())
+            for name in ("sdpo_reference", "topk_teacher_reference"):
+                arrays = np.load(data / f"{name}.npz")
+                for case in json.loads((data / f"{name}.json").read_text()):
+                    keys = [key for key in arrays if key.startswith(case["name"] + "/")]
+                    tensors = {key.split("/")[1]: torch.from_numpy(arrays[key]) for key in keys}
+                    yield case, {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+
+        gaps = [gaps_of(*case) for case in golden_cases()]
+        test_eq((len(gaps), max(max(gaps)) < 1e-6), (79, True))
+        f"largest difference in loss {max(gap for gap, _ in gaps):.0e}, in gradient {max(gap for _, gap in gaps):.0e}"
+
+
+def test_whatever_the_chunks_the_order_the_padding():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#4d5d76fd
+    with notebook_cell("nbs/12_loss.fused.ipynb", "4d5d76fd"):
+        @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+        @given(seed=st.integers(0, 99), budget=st.integers(1, 10**6), order=st.permutations(range(3)), pads=st.integers(0, 4))
+        def chunks_order_and_padding_do_not_matter(seed, budget, order, pads):
+            (hidden, told, _), tensors, normal = attempts(seed)
+            weight, padding = normal(300, 16), torch.nn.functional.pad
+            loss, gradient = loss_and_gradient(hidden, told, tensors, weight)
+            same(loss_and_gradient(hidden, told, tensors, weight, budget=budget), (loss, gradient))
+            shuffled = {name: x[order] for name, x in tensors.items()}
+            same(loss_and_gradient(hidden[order], told[order], shuffled, weight), (loss, gradient[order]))
+            padded = {name: x if x.dim() == 1 else padding(x, (0, pads)) for name, x in tensors.items()}
+            wide = [padding(x, (0, 0, 0, pads)) for x in (hidden, told, gradient)]
+            same(loss_and_gradient(*wide[:2], padded, weight), (loss, wide[2]))
+
+        chunks_order_and_padding_do_not_matter()
+
+    # %% nbs/12_loss.fused.ipynb#56df3f57
+    with notebook_cell("nbs/12_loss.fused.ipynb", "56df3f57"):
+        @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+        @given(seed=st.integers(0, 99), cut=st.integers(1, 2), aggregation=st.sampled_from(("token-mean", "seq-mean-token-mean")))
+        def weights_are_rows_and_parts_are_the_whole(seed, cut, aggregation):
+            (hidden, told, _), tensors, normal = attempts(seed)
+            weight, twice = normal(300, 16), [0, 1, 1, 2]
+            options = dict(aggregation=aggregation)
+            loss, gradient = loss_and_gradient(hidden, told, tensors, weight, **options)
+            repeated = {name: x[twice] for name, x in tensors.items()} | {"row_weights": torch.ones(4)}
+            again, rows = loss_and_gradient(hidden[twice], told[twice], repeated, weight, **options)
+            same((again, torch.stack([rows[0], rows[1] + rows[2], rows[3]])), (loss, gradient))
+            active = tensors["completion_mask"] * tensors["teacher_mask"][:, None]
+            counts = active.sum(1) if aggregation == "token-mean" else (active.sum(1) > 0)
+            whole = (counts * tensors["row_weights"]).sum().clamp(min=1).item()
+            pieces = [
+                loss_and_gradient(hidden[p], told[p], {name: x[p] for name, x in tensors.items()}, weight, normalizer=whole, **options)
+                for p in (slice(0, cut), slice(cut, 3))
+            ]
+            same((sum(piece for piece, _ in pieces), torch.cat([piece for _, piece in pieces])), (loss, gradient))
+
+        weights_are_rows_and_parts_are_the_whole()
+
+
+def test_right_in_16_bits():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#04a66e37
+    with notebook_cell("nbs/12_loss.fused.ipynb", "04a66e37"):
+        import os
+
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+        from trl.experimental.sdpo.loss_utils import compute_topk_self_distillation_loss
+
+    # %% nbs/12_loss.fused.ipynb#847c1b42
+    with notebook_cell("nbs/12_loss.fused.ipynb", "847c1b42"):
+        torch.manual_seed(0)
+        weight = (torch.randn(50_000, 64) / 4).bfloat16()
+        hidden = torch.randn(1, 64, 64).bfloat16()
+        told = (hidden + 0.02 * torch.randn(1, 64, 64)).bfloat16()
+        ids, mask, objective = torch.randint(0, 50_000, (1, 64)), torch.ones(1, 64), Objective(0.5, k=100)
+
+        truth = distillation_loss(
+            hidden.double() @ weight.double().T, told.double() @ weight.double().T, ids, mask, objective
+        ).per_token
+        naive = compute_topk_self_distillation_loss(
+            hidden @ weight.T, told @ weight.T, distillation_topk=100, distillation_alpha=0.5, distillation_add_tail=True
+        )
+        ours = fused_distillation_loss(hidden, weight, told, weight, ids, mask, objective).per_token
+        error = lambda found: ((found.double() - truth).abs() / truth).median().item()
+        test_eq((ours.min().item() > 0, error(ours) < 1e-3 < error(naive)), (True, True))
+        {
+            "tokens below zero": {"bfloat16, plain": (naive < 0).sum().item(), "fused": (ours < 0).sum().item()},
+            "median relative error": {"bfloat16, plain": f"{error(naive):.0%}", "fused": f"{error(ours):.0e}"},
+        }
+
+    # %% nbs/12_loss.fused.ipynb#9cfae764
+    with notebook_cell("nbs/12_loss.fused.ipynb", "9cfae764"):
+        weight, hidden, told, scale = weight.half(), hidden.half(), told.half(), 2.0**16
+        wide = weight.double()
+
+        def gradient_of(loss_of, hidden):
+            hidden = hidden.detach().requires_grad_()
+            (loss_of(hidden) * scale).backward()
+            return hidden.grad.double() / scale
+
+        def errors(tokens):
+            options = dict(objective=Objective(0.5, "full"), normalizer=tokens)
+            plain = lambda weight, told: lambda h: distillation_loss(h @ weight.T, told @ weight.T, ids, mask, **options).loss
+            fused = lambda h: fused_distillation_loss(h, weight, told, weight, ids, mask, **options).loss
+            exact = gradient_of(plain(wide, told.double()), hidden.double())
+            ways = gradient_of(plain(weight, told), hidden), gradient_of(fused, hidden)
+            return [((found - exact).norm() / exact.norm()).item() for found in ways]
+
+        sizes = [2.0**power for power in (6, 12, 16, 18, 20, 22)]
+        naive, ours = zip(*map(errors, sizes))
+        test_eq((naive[-1] > 0.2, max(ours) < 0.01), (True, True))
+        figure, axes = plt.subplots(figsize=(5, 2.5))
+        for found, name in ((naive, "float16, plain"), (ours, "float16, fused")): axes.loglog(sizes, found, "o-", label=name)
+        axes.set(xlabel="tokens in the mean", ylabel="error of the gradient"); axes.legend(frameon=False);
+
+
+def test_beside_autocast_checkpointing_and_a_compiled_model():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#f4a45856
+    with notebook_cell("nbs/12_loss.fused.ipynb", "f4a45856"):
+        torch.manual_seed(0)
+        body, weight = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 16)), torch.randn(500, 16)
+        states, told, ids, mask = torch.randn(2, 6, 8), torch.randn(2, 6, 16), torch.randint(0, 500, (2, 6)), torch.ones(2, 6)
+
+        def trained(run):
+            body.zero_grad()
+            loss = fused_distillation_loss(run(states), weight, told, weight, ids, mask, Objective()).loss
+            loss.backward()
+            return loss.item(), body[0].weight.grad.clone()
+
+        expected = trained(body)
+        ways = {
+            "checkpointed": trained(lambda x: checkpoint(body, x, use_reentrant=False)),
+            "compiled": trained(torch.compile(body, backend="aot_eager")),
+        }
+        with torch.autocast("cpu", torch.bfloat16): ways["autocast"] = trained(body)
+        gaps = {name: (found[1] - expected[1]).norm().item() / expected[1].norm().item() for name, found in ways.items()}
+        test_eq((gaps["checkpointed"] < 1e-6, gaps["compiled"] < 1e-5, gaps["autocast"] < 0.05), (True, True, True))
+        {name: f"{gap:.0e}" for name, gap in gaps.items()}
+
+
+def test_what_it_saves():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#db0023c8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "db0023c8"):
+        folder = next(f for f in (Path("experiments"), *(p / "nbs" / "experiments" for p in (Path.cwd(), *Path.cwd().parents))) if f.exists())
+        measured = json.loads((folder / "data" / "loss.json").read_text())
+        curve = lambda name: zip(*((int(n), t[name]["extra"] / 1e9) for n, t in measured["tables"].items() if t.get(name)))
+        figure, axes = plt.subplots(figsize=(5.5, 3))
+        for which, colour in (("full JSD", "tab:red"), ("top-100 JSD, tail", "tab:orange"), ("sampled token", "grey")):
+            axes.loglog(*curve(f"TRL: {which}"), "o--", color=colour, label=f"TRL, {which}")
+        axes.loglog(*curve("ours, eager: full JSD"), "o-", color="tab:green", label="ours, full JSD")
+        axes.set(xlabel="tokens", ylabel="extra memory, GB"); axes.legend(frameon=False, fontsize=8)
+        most = measured["tables"]["16384"]["ours, eager: full JSD"]["extra"], measured["tables"]["1024"]["TRL: sampled token"]["extra"]
+        test_eq(most[0] < most[1], True)
+        measured["versions"] | {"machine": measured["machine"], "commit": measured["commit"]}
+
+    # %% nbs/12_loss.fused.ipynb#f65477c3
+    with notebook_cell("nbs/12_loss.fused.ipynb", "f65477c3"):
+        table, lines = measured["tables"]["1024"], []
+        for name, found in table.items():
+            if found is None: continue
+            lines.append(f"| {name} | {found['seconds']:.1f} | {found['seconds'] / table['bare products']['seconds']:.2f} | {found['extra'] / 1e6:,.0f} |")
+        Markdown("\n".join(["| | seconds | over bare products | extra MB |", "|---|--:|--:|--:|", *lines]))
+
+
+def test_what_we_have():
+    # %% nbs/12_loss.fused.ipynb#2ebc0fd8
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2ebc0fd8"):
+        def attempts(seed=1, rows=3, width=7, hidden=16, words=300):
+            "Three readers' hidden states, the tokens, and all that may come with them."
+            draw = torch.Generator().manual_seed(seed)
+            normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.double)
+            readers = [normal(rows, width, hidden) for _ in range(3)]
+            given = dict(
+                completion_ids=torch.randint(0, words, (rows, width), generator=draw),
+                completion_mask=(torch.rand(rows, width, generator=draw) > 0.3).long(),
+                old_logps=normal(rows, width) - 5, rollout_weights=1 + 0.2 * normal(rows, width).abs(),
+                base_logps=normal(rows, width) - 5, row_weights=torch.tensor([1.0, 2.0, 1.0])[:rows],
+                teacher_mask=torch.tensor([1, 1, 0])[:rows],
+            )
+            return readers, given, normal
+
+        def both_ways(objective, kind="plain", teacher="one", budget=300 * 8 * 2 * 4, **options):
+            "The largest difference of fused and plain: loss, tokens, metrics, all gradients."
+            (student, told, third), given, normal = attempts()
+            weight, guide, bias, down, up = normal(300, 16) / 2, normal(300, 16) / 2, normal(300), normal(4, 16), normal(300, 4) / 5
+            leaves, found = [student, weight, bias, down, up], []
+            for leaf in leaves: leaf.requires_grad_()
+            head = {
+                "plain": Head(weight), "bias": Head(weight, bias), "soft cap": Head(weight, scale=0.7, softcap=3.0),
+                "adapter": Head(weight, bias, scale=1.3, softcap=5.0, low_rank=(down, up)),
+            }[kind]
+            hiddens, heads, lists = [(told, 1.0)], [Head(guide)], {}
+            if teacher == "several": hiddens, heads = [(told, 0.6), (student.detach(), 0.3), (third, 0.1)], [Head(guide), head, Head(guide)]
+            logits = [(head.logits(hidden), share) for head, (hidden, share) in zip(heads, hiddens)]
+            if teacher == "list":
+                named = logits[0][0].log_softmax(-1).topk(20)
+                lists = dict(teacher_topk_logprobs=named.values.clone(), teacher_topk_ids=named.indices)
+                lists["teacher_topk_logprobs"][..., 15:], logits, hiddens = -torch.inf, None, None
+            given = given | options | lists
+            for result in (
+                distillation_loss(head.logits(student), logits, objective=objective, **given),
+                fused_distillation_loss(student, head, hiddens, heads, objective=objective, budget=budget, **given),
+            ):
+                gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
+                metrics = torch.tensor([result.metrics[name] for name in sorted(result.metrics)], dtype=torch.double)
+                found.append((result.loss, result.per_token, metrics, *gradients))
+            return max((a - b).abs().max().item() for a, b in zip(*found))
+
+    # %% nbs/12_loss.fused.ipynb#2b01ee81
+    with notebook_cell("nbs/12_loss.fused.ipynb", "2b01ee81"):
+        def loss_and_gradient(hidden, told, tensors, weight, objective=Objective(0.5, k=20), **options):
+            hidden = hidden.detach().requires_grad_()
+            result = fused_distillation_loss(hidden, weight, told, weight, objective=objective, **tensors, **options)
+            return result.loss.detach(), torch.autograd.grad(result.loss, hidden)[0]
+
+        def same(found, expected):
+            for a, b in zip(found, expected): test_close(a, b, eps=1e-12)
+
+    # %% nbs/12_loss.fused.ipynb#616447fa
+    with notebook_cell("nbs/12_loss.fused.ipynb", "616447fa"):
+        torch.manual_seed(0)
+        hidden, told, weight = torch.randn(4, 50, 16), torch.randn(4, 50, 16), torch.randn(2000, 16)
+        fused_distillation_loss(
+            hidden, weight, told, weight, torch.randint(0, 2000, (4, 50)), torch.ones(4, 50), Objective(), budget=100_000
+        ).loss

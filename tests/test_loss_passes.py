@@ -10,7 +10,7 @@ from sdpo_nb.loss.distillation import Counted, Listed, token_losses
 from sdpo_nb.loss.objectives import Objective, topk_divergence
 from torch import Tensor
 from itertools import product
-from fastcore.test import expect_fail, test_close, test_eq
+from fastcore.test import test_close, test_eq
 from sdpo_nb.loss.distillation import counted_tokens, distillation_loss
 from sdpo_nb.loss.objectives import divergence
 from sdpo_nb.loss.passes import (
@@ -54,3 +54,28 @@ def test_the_likeliest_words_found_in_two_looks():
         for words, k in ((5000, 20), (4997, 100), (50, 7), (5, 9)):
             x = torch.randn(words, 6)
             test_eq(likeliest_words(x, k).tolist(), x.topk(min(k, words), 0).indices.tolist())
+
+
+def test_two_readers_compared():
+    # %% nbs/11c_loss.passes.ipynb#e3c9dffd
+    with notebook_cell("nbs/11c_loss.passes.ipynb", "e3c9dffd"):
+        torch.manual_seed(0)
+        logits, guide, ids = torch.randn(50, 6), torch.randn(50, 6), torch.randint(0, 50, (6,))
+        counted = counted_tokens(torch.zeros(1, 6, 1), ids[None], torch.ones(1, 6))
+        for objective in (Objective(0.5, "full"), Objective(0.5, k=7), Objective(1, "teacher_topk", k=7), Objective(1, "sampled")):
+            passes, x, y = Passes(objective, softcap=None, is_compiled=False), logits.clone(), guide.clone()
+            found = passes.read(x, y, ids)
+            _, _, of_divergence, of_logps = token_gradients(found, counted, objective)
+            passes.write_gradient(found, x, y if objective.support == "full" else None, ids, of_divergence, of_logps)
+            plain = logits.T[None].clone().requires_grad_()
+            distillation_loss(plain, guide.T[None], ids[None], torch.ones(1, 6), objective).loss.backward()
+            test_close(x.T, plain.grad[0], eps=1e-6)
+        {name: [round(value, 2) for value in line.tolist()] for name, line in found.measured.items()}
+
+
+def test_compiled_where_it_repays():
+    # %% nbs/11c_loss.passes.ipynb#b723e92d
+    with notebook_cell("nbs/11c_loss.passes.ipynb", "b723e92d"):
+        before, Work.done = Work.done, 0
+        test_eq([Work.repays("cpu", 2**31) for _ in range(3)], [False, True, True])
+        Work.done = before

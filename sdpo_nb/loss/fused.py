@@ -6,9 +6,9 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/loss.fused.html.md"""
 
 # %% auto #0
 __all__ = ['BUDGET', 'Head', 'multiply', 'multiply_back', 'Reader', 'Gradients', 'InHand', 'chunks', 'write_mixture',
-           'fused_distillation_loss', 'heads_of', 'treat']
+           'fused_distillation_loss', 'teachers_of', 'treat']
 
-# %% ../../nbs/12_loss.fused.ipynb #217934fb
+# %% ../../nbs/12_loss.fused.ipynb #290f1e05
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from sdpo_nb.loss.distillation import (
     Listed,
     LossResult,
     Readers,
+    check_finite,
     check_teacher,
     check_words,
     counted_tokens,
@@ -222,7 +223,7 @@ def write_mixture(
             reader.write(part, spare_VN)
             y_VN.add_(spare_VN, alpha=weight)
 
-# %% ../../nbs/12_loss.fused.ipynb #4d2c8d10
+# %% ../../nbs/12_loss.fused.ipynb #8175950c
 def fused_distillation_loss(
     student_hidden: Tensor,  # [B, T, H], with gradient
     student_head: Head | Tensor,  # with gradient if it trains
@@ -246,27 +247,34 @@ def fused_distillation_loss(
     check_words(counted.ids_N, student.words, "completion_ids")
     gradients = Gradients(student)
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
-        teacher = Listed.of(*lists, counted, objective.k) if teacher_hidden is None else [
-            (Reader(hidden, head, counted), weight)
-            for (hidden, weight), head in zip(weighted(teacher_hidden), heads_of(teacher_head, teacher_hidden))
-        ]
+        if teacher_hidden is None: teacher = Listed.of(*lists, counted, objective.k)
+        else: teacher = teachers_of(teacher_hidden, teacher_head, counted, student.words)
         loss_N, measured = treat(student, teacher, gradients, counted, objective, budget, is_compiled)
+        for reader in ("student", "teacher"):
+            if f"{reader}_entropy" in measured:
+                check_finite(measured[f"{reader}_entropy"].isfinite(), counted, f"the {reader}'s logits are")
         loss = (loss_N * counted.shares_N).sum()
     return loss_result(loss_N, measured, counted, InHand.apply(loss, gradients.held, *student.tensors))
 
-# %% ../../nbs/12_loss.fused.ipynb #76840145
-def heads_of(
+# %% ../../nbs/12_loss.fused.ipynb #b85b373d
+def teachers_of(
+    readers: Readers,  # hidden states, one or several with weights
     heads: Head | Tensor | Sequence[Head | Tensor] | None,  # one for all, or one for each
-    readers: Readers,  # one, or several with weights
-) -> list[Head | Tensor]:
-    "A head for each reader."
-    wanted = 1 if isinstance(readers, Tensor) else len(readers)
+    counted: Counted,  # the tokens that count
+    words: int,  # in the student's vocabulary
+) -> list[tuple[Reader, float]]:
+    "Teachers to be read, and their weights."
+    hiddens = weighted(readers)
     if heads is None: raise ValueError("hidden states need a head; give teacher_head")
-    if isinstance(heads, (Head, Tensor)): return [heads] * wanted
-    if len(heads) != wanted: raise ValueError(f"{wanted} teachers need one head, or {wanted}, not {len(heads)}")
-    return list(heads)
+    if isinstance(heads, (Head, Tensor)): heads = [heads] * len(hiddens)
+    if len(heads) != len(hiddens):
+        raise ValueError(f"{len(hiddens)} teachers need one head, or {len(hiddens)}, not {len(heads)}")
+    found = [(Reader(hidden, head, counted), weight) for (hidden, weight), head in zip(hiddens, heads)]
+    for reader, _ in found:
+        if reader.words != words: raise ValueError(f"the student has {words} words, a teacher {reader.words}")
+    return found
 
-# %% ../../nbs/12_loss.fused.ipynb #195d4657
+# %% ../../nbs/12_loss.fused.ipynb #10278276
 def treat(
     student: Reader,  # with gradient
     teacher: Listed | list[tuple[Reader, float]],  # known by its likeliest words, or to be read
@@ -287,7 +295,7 @@ def treat(
     room = torch.empty(1 if is_listed else 2, words * parts[0].stop, dtype=student.dtype, device=counted.ids_N.device)
     for part in parts:
         some, size = counted.part(part), part.stop - part.start
-        x_VN, y_VN = ([*room[:, : words * size].view(-1, words, size), None])[:2]
+        x_VN, y_VN = [*room[:, : words * size].view(len(room), words, size), None][:2]
         student.write(part, x_VN)
         if not is_listed: write_mixture(teacher, student, part, x_VN, y_VN)
         if objective.temperature != 1: [z.div_(objective.temperature) for z in (x_VN, y_VN) if z is not None]

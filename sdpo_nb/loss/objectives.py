@@ -212,11 +212,11 @@ def masked_mean(
     shares_BT = token_shares(mask_BT.to(values_BT.dtype), row_weights_B, aggregation, normalizer)
     return (values_BT.masked_fill(mask_BT == 0, 0) * shares_BT).sum()
 
-# %% ../../nbs/11_loss.objectives.ipynb #11bd54a1
+# %% ../../nbs/11_loss.objectives.ipynb #9dab86ae
 def read_logps(
     logits_BTV: Tensor,  # in any precision
     temperature: float = 1.0,  # divides them
-) -> Tensor:  # [B, T, V], in 32 bits or more: in 16 a sum over 152,000 words is mostly rounding
+) -> Tensor:  # [B, T, V], in 32 bits or more
     "Log-probabilities of a reader's logits."
     return (logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)) / temperature).log_softmax(-1)
 

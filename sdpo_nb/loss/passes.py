@@ -49,25 +49,29 @@ def word_divergence(
 TILE = 2048  # words: with 200 tokens less than two megabytes, which stay in a processor's caches
 NOWHERE = (None,) * 6  # fresh memory for every intermediate
 
-# %% ../../nbs/11c_loss.passes.ipynb #d61fad59
+# %% ../../nbs/11c_loss.passes.ipynb #ae6f3b9f
 def tile_sums(
     x_VN: Tensor,  # logits of some words
+    found_2N: Tensor,  # the largest logit is written here, and the sum of the exponentials below it
     work: Sequence[Tensor | None] = NOWHERE,  # where to write
-) -> tuple[Tensor, Tensor]:  # [N] each
-    "The largest logit, and the sum of the exponentials below it."
+) -> None:
+    "What some words add to the softmax's denominator."
     peak = x_VN.amax(0)
-    return peak, torch.sub(x_VN, peak, out=work[0]).exp_().sum(0)
+    found_2N[0].copy_(peak)
+    found_2N[1].copy_(torch.sub(x_VN, peak, out=work[0]).exp_().sum(0))
 
-# %% ../../nbs/11c_loss.passes.ipynb #7c75f205
+# %% ../../nbs/11c_loss.passes.ipynb #3f7aaf1e
 def tile_terms(
     x_VN: Tensor,  # the student's logits of some words
     y_VN: Tensor,  # the teacher's; the pulls are written here if the whole vocabulary is compared
     x_norm_N: Tensor,  # the student's log-denominator
     y_norm_N: Tensor,  # the teacher's
+    sums_5N: Tensor,  # entropies, KL, divergence and pulls are added here
+    best_N: Tensor,  # the log of the largest product of both probabilities is kept here
     objective: Objective,  # which divergence
     work: Sequence[Tensor | None] = NOWHERE,  # where to write
-) -> tuple[Tensor, Tensor]:  # [3, N] entropies and KL, [5, N] with divergence and sum of pulls; [N] the best of both
-    "What needs both readers, summed over the words, and the largest product of their probabilities, as a logarithm."
+) -> None:
+    "What needs both readers, summed over the words."
     student_logps, teacher_logps = torch.sub(x_VN, x_norm_N, out=work[0]), torch.sub(y_VN, y_norm_N, out=work[1])
     student, teacher = torch.exp(student_logps, out=work[2]), torch.exp(teacher_logps, out=work[3])
     sums = [
@@ -75,12 +79,12 @@ def tile_terms(
         -torch.mul(teacher, teacher_logps, out=work[4]).sum(0),
         torch.sub(student_logps, teacher_logps, out=work[4]).mul_(student).sum(0),
     ]
-    best = torch.add(student_logps, teacher_logps, out=work[4]).amax(0)
+    best_N.copy_(best_N.maximum(torch.add(student_logps, teacher_logps, out=work[4]).amax(0)))
     if objective.support == "full":
         density, pull = word_divergence(student_logps, teacher_logps, student, teacher, objective, work[4:])
         sums += [density.sum(0), pull.sum(0)]
         y_VN.copy_(pull)
-    return torch.stack(sums), best
+    sums_5N[: len(sums)].add_(torch.stack(sums))
 
 # %% ../../nbs/11c_loss.passes.ipynb #34abfaee
 def tile_gradient(
@@ -98,23 +102,27 @@ def tile_gradient(
     if softcap is not None: gradient.mul_(torch.div(x_VN, softcap, out=work[1]).square_().neg_().add_(1))
     x_VN.copy_(gradient)
 
-# %% ../../nbs/11c_loss.passes.ipynb #d035ac0d
+# %% ../../nbs/11c_loss.passes.ipynb #413ff451
 def tile_entropy(
     x_VN: Tensor,  # logits of some words
     norm_N: Tensor,  # the log-denominator
+    entropy_N: Tensor,  # is added to
     work: Sequence[Tensor | None] = NOWHERE,  # where to write
-) -> Tensor:  # [N]
+) -> None:
     "What some words add to the entropy of one reader."
     logps = torch.sub(x_VN, norm_N, out=work[0])
-    return -torch.exp(logps, out=work[1]).mul_(logps).sum(0)
+    entropy_N.sub_(torch.exp(logps, out=work[1]).mul_(logps).sum(0))
 
-# %% ../../nbs/11c_loss.passes.ipynb #68799c1d
+# %% ../../nbs/11c_loss.passes.ipynb #67aa9d1b
 def norms_of(
     x_VN: Tensor,  # logits
-    sums: Callable[[Tensor], tuple[Tensor, Tensor]] = tile_sums,  # plain or compiled
+    sums: Callable[[Tensor, Tensor], None] = tile_sums,  # plain or compiled
 ) -> Tensor:  # [2, N]
     "The log of the softmax's denominator, and the largest logit."
-    peaks, totals = map(torch.stack, zip(*map(sums, x_VN.split(tile_of(x_VN)))))
+    tiles = x_VN.split(tile_of(x_VN))
+    found = x_VN.new_empty(len(tiles), 2, x_VN.shape[1])
+    for x, into in zip(tiles, found): sums(x, into)
+    peaks, totals = found.unbind(1)
     peak = peaks.amax(0)
     return torch.stack([peak + (totals * (peaks - peak).exp()).sum(0).log(), peak])
 
@@ -157,7 +165,7 @@ class Compared:
     kept_KN: Tensor | None = None  # the words of a top-k support
     pulls_KN: Tensor | None = None  # and how they pull
 
-# %% ../../nbs/11c_loss.passes.ipynb #a587fdaa
+# %% ../../nbs/11c_loss.passes.ipynb #b4ec8ba6
 class Passes:
     "The passes over a tile, eager or compiled, and sums of what they find."
 
@@ -181,7 +189,7 @@ class Passes:
         def call(x_VN: Tensor, *others: Tensor | None):
             size = x_VN.numel()
             if self.room is None or self.room.shape[1] < size: self.room = x_VN.new_empty(len(NOWHERE), size)
-            return tile(x_VN, *others, **settings, work=self.room[:, :size].view(-1, *x_VN.shape))
+            return tile(x_VN, *others, **settings, work=self.room[:, :size].view(-1, *x_VN.shape) if size else NOWHERE)
 
         return call
 
@@ -197,13 +205,14 @@ class Passes:
         logps = lambda logits_VN, norms, ids: logits_VN.gather(0, ids) - norms[0]
         at_x, at_y = (logps(*reader, ids_N[None])[0] for reader in ((x_VN, norms_x), (y_VN, norms_y)))
         if objective.is_topk: kept = likeliest_words(x_VN if objective.support == "student_topk" else y_VN, objective.k)
-        tiles = zip(x_VN.split(tile_of(x_VN)), y_VN.split(tile_of(x_VN)))
-        sums, best = map(torch.stack, zip(*(self.terms(x, y, norms_x[0], norms_y[0]) for x, y in tiles)))
-        entropy_x, entropy_y, apart, *full = sums.sum(0)
-        agree = best.amax(0) >= (norms_x[1] - norms_x[0]) + (norms_y[1] - norms_y[0])
+        sums, best = torch.zeros_like(at_x).repeat(5, 1), torch.full_like(at_x, -math.inf)
+        for x, y in zip(x_VN.split(tile_of(x_VN)), y_VN.split(tile_of(x_VN))):
+            self.terms(x, y, norms_x[0], norms_y[0], sums, best)
+        entropy_x, entropy_y, apart, divergence, pulls = sums
+        agree = best >= (norms_x[1] - norms_x[0]) + (norms_y[1] - norms_y[0])
         measured = dict(kl=apart, student_entropy=entropy_x, teacher_entropy=entropy_y, agreement=agree)
-        if full: return Compared(full[0], at_x, at_y, measured, norms_x[0], full[1])
-        found = Compared(None, at_x, at_y, measured, norms_x[0], torch.zeros_like(at_x))
+        found = Compared(None, at_x, at_y, measured, norms_x[0], pulls)
+        if objective.support == "full": found.divergence_N = divergence
         if kept is not None: self.compare_kept(found, logps(x_VN, norms_x, kept), logps(y_VN, norms_y, kept), kept)
         return found
 
@@ -216,7 +225,8 @@ class Passes:
         "Compare the student with a teacher that names only its likeliest words."
         norms = norms_of(x_VN, self.sums)
         logps = lambda ids: x_VN.gather(0, ids) - norms[0]
-        entropy = sum(self.entropy(x, norms[0]) for x in x_VN.split(tile_of(x_VN)))
+        entropy = torch.zeros_like(norms[0])
+        for x in x_VN.split(tile_of(x_VN)): self.entropy(x, norms[0], entropy)
         agree = x_VN.gather(0, listed.favourite()[None].clamp(min=0))[0] == norms[1]
         measured = dict(student_entropy=entropy, agreement=agree)
         at_x = logps(ids_N[None])[0]
