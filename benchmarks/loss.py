@@ -7,7 +7,6 @@ the measured call above what stood before it: inputs, heads and, where the code 
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -147,7 +146,8 @@ def apart(name: str, tokens: int, options: argparse.Namespace) -> dict[str, floa
     ]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode == 0: return json.loads(done.stdout.splitlines()[-1])
-    if done.returncode < 0 or "memory" in done.stderr: return None
+    no_room = "can't allocate memory", "MemoryError", "OutOfMemoryError"
+    if done.returncode == -9 or any(words in done.stderr for words in no_room): return None
     raise RuntimeError(done.stderr)
 
 

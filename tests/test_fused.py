@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from sdpo_nb.loss import Head, Objective, fused_distillation_loss
-from sdpo_nb.loss.passes import has_compiler
+from sdpo_nb.loss.passes import compiled, has_compiler
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 OBJECTIVES = [
     Objective(0.5, "full"), Objective(1, "full", advantage_clip=0.5), Objective(0.5, temperature=1.3),
@@ -38,8 +39,12 @@ def loss_and_gradient(objective: Objective, is_compiled: bool, softcap: float | 
 @pytest.mark.skipif(not has_compiler("cpu"), reason="compiled passes need a C++ compiler (g++ or clang++)")
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: f"{objective.support}, {objective.alpha}")
 def test_compiled_passes_say_what_eager_ones_do(objective: Objective):
-    for eager, compiled in zip(loss_and_gradient(objective, False), loss_and_gradient(objective, True)):
-        torch.testing.assert_close(eager, compiled, atol=1e-6, rtol=1e-5)
+    compiled.cache_clear()
+    before = counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True): found = loss_and_gradient(objective, True)
+    assert counters["stats"]["unique_graphs"] >= before + 3  # sums, terms, gradient: nothing stayed eager
+    for eager, other in zip(loss_and_gradient(objective, False), found):
+        torch.testing.assert_close(eager, other, atol=1e-6, rtol=1e-5)
 
 
 def test_a_broken_compiler_is_no_reason_to_stop(tmp_path: Path):

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 import torch
-from sdpo_nb.core.models import positions
+from sdpo_nb.core.models import as_reader, positions
 from sdpo_nb.core.records import AttemptReading, Candidates, Feedback, TokenReading
 from sdpo_nb.experience.batches import Batch, Prompts, Row
 from sdpo_nb.loss.fused import Head
@@ -22,9 +22,9 @@ from peft import LoraConfig, get_peft_model
 from sdpo_nb.loss.distillation import distillation_loss
 from sdpo_nb.loss.fused import fused_distillation_loss
 from sdpo_nb.loss.objectives import Objective
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, GraniteConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, GraniteConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3Config, RecurrentGemmaConfig
 from sdpo_nb.learn.reading import (
-    read, read_shared, read_hidden, undressed, head_of, factors_of, likeliest, attempt_readings
+    read, read_shared, read_hidden, undressed, head_of, check_head, factors_of, likeliest, attempt_readings
 )
 from cells import notebook_cell
 
@@ -180,6 +180,12 @@ def test_hidden_states_and_their_head():
             with torch.no_grad(): gaps[name] = (logits - read(family, batch.student, batch)).abs().max().item()
         test_eq(max(gaps.values()) < 1e-5, True)
         {name: f"{gap:.0e}" for name, gap in gaps.items()}
+
+    # %% nbs/13_learn.reading.ipynb#3943583e
+    with notebook_cell("nbs/13_learn.reading.ipynb", "3943583e"):
+        for family in families.values(): check_head(family)
+        with expect_fail(ValueError, "the head of recurrent_gemma does more"):
+            check_head(tiny(RecurrentGemmaConfig, lru_width=32, attention_window_size=8, logits_soft_cap=0.01))
 
     # %% nbs/13_learn.reading.ipynb#462186d9
     with notebook_cell("nbs/13_learn.reading.ipynb", "462186d9"):

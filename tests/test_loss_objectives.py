@@ -245,6 +245,12 @@ def test_a_mean_needs_to_know_of_what():
         test_eq(list(means.values()), [20 / 5, (2.5 + 10) / 2, (10 + 10) / 2, 20 / 4])
         means
 
+    # %% nbs/11_loss.objectives.ipynb#665c4ce0
+    with notebook_cell("nbs/11_loss.objectives.ipynb", "665c4ce0"):
+        small = masked_mean(values, mask, torch.tensor([0.01, 0.01]), "seq-mean-token-mean")
+        test_close(small, masked_mean(values, mask, aggregation="seq-mean-token-mean"))
+        test_close(masked_mean(torch.ones(1, 70_000).half(), torch.ones(1, 70_000)), 1.0)
+
     # %% nbs/11_loss.objectives.ipynb#94b0b640
     with notebook_cell("nbs/11_loss.objectives.ipynb", "94b0b640"):
         for aggregation in AGGREGATIONS:
@@ -254,9 +260,10 @@ def test_a_mean_needs_to_know_of_what():
             parts = [masked_mean(values[i : i + 1], mask[i : i + 1], aggregation=aggregation, normalizer=whole) for i in (0, 1)]
             test_close(sum(parts), masked_mean(values, mask, aggregation=aggregation))
 
-    # %% nbs/11_loss.objectives.ipynb#d1a7770e
-    with notebook_cell("nbs/11_loss.objectives.ipynb", "d1a7770e"):
+    # %% nbs/11_loss.objectives.ipynb#b82a87fd
+    with notebook_cell("nbs/11_loss.objectives.ipynb", "b82a87fd"):
         with expect_fail(ValueError, "token-mean, seq-mean"): masked_mean(values, mask, aggregation="mean")
+        with expect_fail(ValueError, "above 0, not 0"): masked_mean(values, mask, normalizer=0)
 
 
 def test_from_logits_to_log_probabilities():

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 import torch
 from sdpo_nb.loss.distillation import Counted, Listed, token_losses
 from sdpo_nb.loss.objectives import Objective, topk_divergence

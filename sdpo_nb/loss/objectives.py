@@ -46,7 +46,7 @@ def divergence(
 # %% ../../nbs/11_loss.objectives.ipynb #e06dcdfc
 SUPPORTS = ("full", "student_topk", "teacher_topk", "sampled")  # which words the two readers are compared on
 
-# %% ../../nbs/11_loss.objectives.ipynb #4b370118
+# %% ../../nbs/11_loss.objectives.ipynb #c0c134e2
 @dataclass(frozen=True)
 class Objective:
     "What the student is asked to minimise."
@@ -68,7 +68,8 @@ class Objective:
             raise ValueError(f"support is one of {', '.join(SUPPORTS)}, not {self.support!r}")
         if self.support == "sampled" and self.alpha != 1:
             raise ValueError(f"the sampled token alone estimates the reverse KL; set alpha=1, not {self.alpha}")
-        if self.is_topk and self.k < 1: raise ValueError(f"k counts words, so it is at least 1, not {self.k}")
+        if self.is_topk and (self.k < 1 or self.k != int(self.k)):
+            raise ValueError(f"k counts words, so it is a whole number from 1, not {self.k}")
         if self.advantage_clip is not None and self.alpha != 1:
             raise ValueError(f"advantages are those of the reverse KL; set alpha=1, not {self.alpha}, or leave the clip")
         if self.token_clip is not None and self.support == "sampled":
@@ -173,21 +174,23 @@ def base_penalty(
 # %% ../../nbs/11_loss.objectives.ipynb #a862e2fa
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
-# %% ../../nbs/11_loss.objectives.ipynb #aaf52633
+# %% ../../nbs/11_loss.objectives.ipynb #aa090002
 def divisor(
     mask_BT: Tensor,  # 1 where a token counts
     row_weights_B: Tensor | None = None,  # how many attempts each row stands for
     aggregation: str = "token-mean",  # one of AGGREGATIONS
-) -> Tensor:  # a scalar, at least 1
+) -> Tensor:  # a scalar; 1 where nothing counts
     "What a sum over tokens is divided by."
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation!r}")
     if aggregation == "seq-mean-token-sum-norm": return mask_BT.new_tensor(max(1, mask_BT.shape[1]))
     tokens_B = mask_BT.sum(-1)
     counts_B = tokens_B if aggregation == "token-mean" else (tokens_B > 0).to(tokens_B.dtype)
-    return (counts_B if row_weights_B is None else counts_B * row_weights_B).sum().clamp(min=1)
+    if row_weights_B is not None: counts_B = torch.where(tokens_B > 0, counts_B * row_weights_B, 0)
+    total = counts_B.sum()
+    return total + (total == 0)
 
-# %% ../../nbs/11_loss.objectives.ipynb #cc152238
+# %% ../../nbs/11_loss.objectives.ipynb #4442bf89
 def token_shares(
     mask_BT: Tensor,  # 1 where a token counts
     row_weights_B: Tensor | None = None,  # how many attempts each row stands for
@@ -195,12 +198,13 @@ def token_shares(
     normalizer: float | Tensor | None = None,  # the divisor, when this is a part of a larger batch
 ) -> Tensor:  # [B, T]
     "What share of the mean each token has."
-    whole = divisor(mask_BT, row_weights_B, aggregation)
-    shares_BT = mask_BT / (whole if normalizer is None else normalizer)
+    whole = divisor(mask_BT, row_weights_B, aggregation) if normalizer is None else normalizer
+    if not isinstance(whole, Tensor) and whole <= 0: raise ValueError(f"normalizer divides, so it is above 0, not {whole}")
+    shares_BT = mask_BT / whole
     if row_weights_B is not None: shares_BT = shares_BT * row_weights_B[:, None]
     return shares_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1) if aggregation == "seq-mean-token-mean" else shares_BT
 
-# %% ../../nbs/11_loss.objectives.ipynb #0058cf9d
+# %% ../../nbs/11_loss.objectives.ipynb #d9ee562a
 def masked_mean(
     values_BT: Tensor,  # one number per token
     mask_BT: Tensor,  # 1 where a token counts
@@ -209,7 +213,8 @@ def masked_mean(
     normalizer: float | Tensor | None = None,  # the divisor, when this is a part of a larger batch
 ) -> Tensor:
     "The mean over what counts; zero when nothing does."
-    shares_BT = token_shares(mask_BT.to(values_BT.dtype), row_weights_B, aggregation, normalizer)
+    wide = torch.promote_types(values_BT.dtype, torch.float32)  # 70,000 tokens are infinitely many in float16
+    shares_BT = token_shares(mask_BT.to(wide), row_weights_B, aggregation, normalizer)
     return (values_BT.masked_fill(mask_BT == 0, 0) * shares_BT).sum()
 
 # %% ../../nbs/11_loss.objectives.ipynb #9dab86ae
@@ -228,13 +233,14 @@ def token_logps(
     "The log-probability of each sampled token."
     return logps_BTV.gather(-1, ids_BT[..., None])[..., 0]
 
-# %% ../../nbs/11_loss.objectives.ipynb #e001af1b
+# %% ../../nbs/11_loss.objectives.ipynb #3939f53e
 def group_advantages(
     scores_B: Tensor,  # one score per attempt
     groups_B: Tensor,  # which attempts answer the same task
     is_scaled: bool = True,  # divide by the group's standard deviation
 ) -> Tensor:  # [B]
     "How much better each attempt did than its group."
+    if not scores_B.is_floating_point(): scores_B = scores_B.float()
     _, inverse, counts = groups_B.unique(return_inverse=True, return_counts=True)
     zeros = scores_B.new_zeros(len(counts))
     total = lambda values_B: zeros.scatter_add(0, inverse, values_B)
@@ -257,24 +263,24 @@ def clipped_policy_loss(
     gain = advantages[:, None] if advantages.dim() == 1 else advantages
     return -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain)
 
-# %% ../../nbs/11_loss.objectives.ipynb #43155a5b
+# %% ../../nbs/11_loss.objectives.ipynb #344c13d4
 def hybrid_advantages(
     group_advantages_B: Tensor,  # how much better each attempt did than its group
     student_logps_BT: Tensor,  # of the sampled tokens
     teacher_logps_BT: Tensor,  # the teacher's, of the same tokens
-    weight: float = 0.9,  # of the group; the rest is the teacher's
+    group_weight: float = 0.9,  # the rest is the teacher's
     advantage_clip: float | None = None,  # the teacher pushes no token harder than this
 ) -> Tensor:  # [B, T], without gradient
     "What the group says of an attempt and the teacher of its tokens, as one advantage."
     credit_BT = (teacher_logps_BT - student_logps_BT).detach()
     if advantage_clip is not None: credit_BT = credit_BT.clamp(-advantage_clip, advantage_clip)
-    return weight * group_advantages_B[:, None] + (1 - weight) * credit_BT
+    return group_weight * group_advantages_B[:, None] + (1 - group_weight) * credit_BT
 
-# %% ../../nbs/11_loss.objectives.ipynb #1558266a
+# %% ../../nbs/11_loss.objectives.ipynb #54405b3a
 def hybrid_loss(
     policy: Tensor,  # a loss, or one for each token
     distillation: Tensor,  # the same of the other kind
-    weight: float,  # of the distillation; the rest is the policy's
+    distillation_weight: float,  # the rest is the policy's
 ) -> Tensor:
     "A policy loss and a distillation loss as one."
-    return (1 - weight) * policy + weight * distillation
+    return (1 - distillation_weight) * policy + distillation_weight * distillation

@@ -8,13 +8,13 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/loss.passes.html.md"""
 __all__ = ['TILE', 'NOWHERE', 'REPAYS', 'word_divergence', 'tile_sums', 'tile_terms', 'tile_gradient', 'tile_entropy', 'norms_of',
            'tile_of', 'likeliest_words', 'Compared', 'Passes', 'token_gradients', 'Work', 'has_compiler', 'compiled']
 
-# %% ../../nbs/11c_loss.passes.ipynb #5c3e3e73
+# %% ../../nbs/11c_loss.passes.ipynb #2802f6d2
 import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 from .distillation import Counted, Listed, token_losses
@@ -126,12 +126,12 @@ def norms_of(
     peak = peaks.amax(0)
     return torch.stack([peak + (totals * (peaks - peak).exp()).sum(0).log(), peak])
 
-# %% ../../nbs/11c_loss.passes.ipynb #bef6fbe4
+# %% ../../nbs/11c_loss.passes.ipynb #ee31843d
 def tile_of(
     x_VN: Tensor,  # logits
 ) -> int:
     "How many words to treat at once: what fits a CPU's cache, or what keeps a GPU busy."
-    return TILE if x_VN.device.type == "cpu" else max(TILE, 2**25 // max(1, x_VN.shape[1]))
+    return TILE if x_VN.device.type == "cpu" else max(TILE, 2**22 // max(1, x_VN.shape[1]))
 
 # %% ../../nbs/11c_loss.passes.ipynb #8fcbe6a0
 def likeliest_words(
@@ -165,7 +165,7 @@ class Compared:
     kept_KN: Tensor | None = None  # the words of a top-k support
     pulls_KN: Tensor | None = None  # and how they pull
 
-# %% ../../nbs/11c_loss.passes.ipynb #b4ec8ba6
+# %% ../../nbs/11c_loss.passes.ipynb #c7153cf3
 class Passes:
     "The passes over a tile, eager or compiled, and sums of what they find."
 
@@ -174,11 +174,17 @@ class Passes:
         objective: Objective,  # which divergence
         softcap: float | None,  # of the student's head, over the temperature
         is_compiled: bool,  # or eager
+        is_learning: bool = True,  # whether a gradient will be written
     ):
+        self.is_learning = is_learning
         self.objective, self.softcap, self.room = objective, softcap, None
-        make = compiled if is_compiled else self.eager
+        make, measure = compiled if is_compiled else self.eager, Objective(1, "sampled")
+        if objective.support == "full":  # what a tile reads of an objective, and nothing else: it is compiled for it
+            measure = Objective(
+                objective.alpha, "full", normalised=objective.normalised, advantage_clip=objective.advantage_clip
+            )
         self.sums, self.entropy = make(tile_sums), make(tile_entropy)
-        self.terms, self.gradient = make(tile_terms, objective=objective), make(tile_gradient, softcap=softcap)
+        self.terms, self.gradient = make(tile_terms, objective=measure), make(tile_gradient, softcap=softcap)
 
     def eager(
         self,
@@ -245,13 +251,15 @@ class Passes:
         pair: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,  # both opinions from the student's
     ) -> None:
         "Compare two readers on a few words, by autograd."
-        with torch.enable_grad():
-            student_NK = student_KN.T.detach().requires_grad_()
+        with torch.set_grad_enabled(self.is_learning):
+            student_NK = student_KN.T.detach().requires_grad_(self.is_learning)
             both = (student_NK, teacher_KN.T) if pair is None else pair(student_NK)
             divergence_N, captured = topk_divergence(*both, self.objective)
-            (pulls_NK,) = torch.autograd.grad(divergence_N.sum(), student_NK)
-        found.divergence_N, found.measured = divergence_N.detach(), found.measured | captured
-        found.kept_KN, found.pulls_KN, found.pull_sum_N = kept_KN, pulls_NK.T, pulls_NK.sum(-1)
+            total = divergence_N.sum()
+        found.divergence_N, found.measured, found.kept_KN = divergence_N.detach(), found.measured | captured, kept_KN
+        if not self.is_learning: return
+        (pulls_NK,) = torch.autograd.grad(total, student_NK)
+        found.pulls_KN, found.pull_sum_N = pulls_NK.T, pulls_NK.sum(-1)
 
     def write_gradient(
         self,
@@ -272,22 +280,28 @@ class Passes:
         for x, pull in zip(tiles, pulls): self.gradient(x, pull, found.norm_N, of_divergence_N, drop_N)
         for ids, values in few: x_VN.scatter_add_(0, ids, values)
 
-# %% ../../nbs/11c_loss.passes.ipynb #9e09ca92
+# %% ../../nbs/11c_loss.passes.ipynb #c8f8f74e
 def token_gradients(
     found: Compared,  # the readers, compared
     counted: Counted,  # what came with each token
     objective: Objective,  # what to minimise
+    is_learning: bool = True,  # whether derivatives are wanted
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:  # losses, what is worth logging, derivatives
     "What each token adds to the loss, and the loss's derivatives by its divergence and by its log-probability."
-    with torch.enable_grad():
-        leaves = [x if x is None else x.detach().requires_grad_() for x in (found.divergence_N, found.student_logps_N)]
+    with torch.set_grad_enabled(is_learning):
+        leaves = [
+            x if x is None else x.detach().requires_grad_(is_learning)
+            for x in (found.divergence_N, found.student_logps_N)
+        ]
         loss_N, measured = token_losses(*leaves, found.teacher_logps_N, counted, objective)
+        total = (loss_N * counted.shares_N).sum()
+    measured, nothing = {name: line.detach() for name, line in measured.items()}, torch.zeros_like(loss_N)
+    derivatives = nothing, nothing
+    if is_learning:
         wanted = [x for x in leaves if x is not None]
-        *of_divergence, of_logps = torch.autograd.grad(
-            (loss_N * counted.shares_N).sum(), wanted, allow_unused=True, materialize_grads=True
-        )
-    measured = {name: line.detach() for name, line in measured.items()}
-    return loss_N.detach(), measured | found.measured, (*of_divergence, torch.zeros_like(of_logps))[0], of_logps
+        found_for = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
+        derivatives = found_for if len(wanted) == 2 else (nothing, *found_for)
+    return loss_N.detach(), measured | found.measured, *derivatives
 
 # %% ../../nbs/11c_loss.passes.ipynb #58dd8c3e
 REPAYS = {"cpu": 2**32, "cuda": 2**36}  # logits after which compiling has paid for itself
@@ -320,15 +334,17 @@ def has_compiler(
     has_cxx = shutil.which(named) is not None if named else any(map(shutil.which, ("g++", "clang++", "cl")))
     return has_cxx if device == "cpu" else has_cxx and has_triton()
 
-# %% ../../nbs/11c_loss.passes.ipynb #89126f07
+# %% ../../nbs/11c_loss.passes.ipynb #1659ebd7
 @cache
 def compiled(
     tile: Callable,  # one of the passes over a tile
     **settings: object,  # what is the same in all its calls
 ) -> Callable:
     "The pass compiled, or eager from the first failure on."
-    eager = partial(tile, **settings)
-    fast, state = torch.compile(lambda *tensors: eager(*tensors), dynamic=True), {"is_broken": False}
+    def eager(*tensors: Tensor | None): return tile(*tensors, **settings)
+
+    eager.__code__ = eager.__code__.replace()  # code of its own: dynamo counts recompilations by code
+    fast, state = torch.compile(eager, dynamic=True), {"is_broken": False}
 
     def call(*tensors: Tensor | None):
         if not state["is_broken"]:
