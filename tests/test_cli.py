@@ -9,10 +9,15 @@ from pathlib import Path
 COMMAND = [sys.executable, "-c", "import sys; from sdpo_nb.run.cli import main; sys.exit(main())"]
 
 
+def hear_ctrl_c() -> None:
+    "A shell's background jobs ignore Ctrl-C, and so would their children."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_cleanly_and_keeps_the_report_so_far(tmp_path: Path):
     process = subprocess.Popen(
         [*COMMAND, "demo", "--steps", "500", "--json"],
-        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c,
     )
     for line in process.stderr:  # progress; step 50 is the first tenth
         if "step 50/" in line: break
@@ -30,7 +35,7 @@ def test_ctrl_c_before_the_first_step_leaves_an_older_report_alone(tmp_path: Pat
     older = tmp_path / "report.html"
     older.write_text("an older report", encoding="utf-8")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = subprocess.Popen([*COMMAND, "demo", "--json"], cwd=tmp_path, text=True, **pipes)
+    process = subprocess.Popen([*COMMAND, "demo", "--json"], cwd=tmp_path, text=True, preexec_fn=hear_ctrl_c, **pipes)
     process.stderr.readline()  # the title; the held-out tasks are being tried now
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
