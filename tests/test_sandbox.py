@@ -249,6 +249,7 @@ def test_processor_time_of_children_counts(language):
     assert outcome.ended == "timeout" and outcome.seconds < 5
 
 
+@pytest.mark.slow  # on a loaded machine the program sometimes has not started after 40 s: not yet understood
 def test_we_are_killed_and_nothing_stays(token):
     code = ("import sys; from sdpo_nb.experience.sandbox import *; from dataclasses import replace; "
             "p = python_program('import time; time.sleep(60)'); "
