@@ -828,7 +828,7 @@ def test_what_it_saves():
     # %% nbs/12_loss.fused.ipynb#b01e66b6
     with notebook_cell("nbs/12_loss.fused.ipynb", "b01e66b6"):
         folder = next(f for f in (Path("experiments"), *(p / "nbs" / "experiments" for p in (Path.cwd(), *Path.cwd().parents))) if f.exists())
-        measured = json.loads((folder / "data" / "loss.json").read_text())
+        measured = json.loads((folder / "data" / "speed" / "loss.json").read_text())
         curve = lambda name: zip(*sorted((int(n), t[name]["extra"] / 1e9) for n, t in measured["tables"].items() if t.get(name)))
         figure, axes = plt.subplots(figsize=(5.5, 3))
         for which, colour in (("full JSD", "tab:red"), ("top-100 JSD, tail", "tab:orange"), ("sampled token", "grey")):
