@@ -15,7 +15,7 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "Environment": "experience.feedback",
     "run_code": "experience.sandbox",
     "Prompting": "experience.prompting",
-    "SuccessBuffer": "experience.prompting",
+    "SuccessBuffer": "experience.successes",
     "teacher_views": "experience.prompting",
     "Fitting": "experience.fitting",
     "fit_views": "experience.fitting",

@@ -4,7 +4,8 @@ from sdpo_nb.core.demo import Codebook as Codebook, load_demo as load_demo
 from sdpo_nb.experience.rollouts import Sampling as Sampling
 from sdpo_nb.experience.feedback import Environment as Environment
 from sdpo_nb.experience.sandbox import run_code as run_code
-from sdpo_nb.experience.prompting import Prompting as Prompting, SuccessBuffer as SuccessBuffer, teacher_views as teacher_views
+from sdpo_nb.experience.prompting import Prompting as Prompting, teacher_views as teacher_views
+from sdpo_nb.experience.successes import SuccessBuffer as SuccessBuffer
 from sdpo_nb.experience.fitting import Fitting as Fitting, fit_views as fit_views
 from sdpo_nb.loss.objectives import Objective as Objective
 from sdpo_nb.loss.distillation import distillation_loss as distillation_loss

@@ -20,6 +20,11 @@ def test_a_task_is_a_conversation_that_waits_for_an_answer():
         test_eq(task.question, "What is 6 times 7?")
         task
 
+    # %% nbs/01_core.records.ipynb#7451a8ec
+    with notebook_cell("nbs/01_core.records.ipynb", "7451a8ec"):
+        in_parts = Task(({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},))
+        test_eq(in_parts.question, "What is this?")
+
     # %% nbs/01_core.records.ipynb#fbd4df39
     with notebook_cell("nbs/01_core.records.ipynb", "fbd4df39"):
         with expect_fail(ValueError, "Task.ask"): Task(())
@@ -37,6 +42,12 @@ def test_a_rollout_is_one_attempt_token_by_token():
     with notebook_cell("nbs/01_core.records.ipynb", "387cee91"):
         with expect_fail(ValueError, "one for each token"): replace(rollout, logps=(-0.1,))
 
+    # %% nbs/01_core.records.ipynb#b049580f
+    with notebook_cell("nbs/01_core.records.ipynb", "b049580f"):
+        with_tool = replace(rollout, chosen=(True, False, True))
+        test_eq((rollout.mask, with_tool.mask), ((True, True, True), (True, False, True)))
+        with expect_fail(ValueError, "say it of each"): replace(rollout, chosen=(True,))
+
 
 def test_feedback_is_a_number_and_better_words():
     # %% nbs/01_core.records.ipynb#23792bee
@@ -45,20 +56,22 @@ def test_feedback_is_a_number_and_better_words():
         test_eq(feedback.score, 0.0)
         feedback
 
-    # %% nbs/01_core.records.ipynb#235c8f68
-    with notebook_cell("nbs/01_core.records.ipynb", "235c8f68"):
+    # %% nbs/01_core.records.ipynb#131293d6
+    with notebook_cell("nbs/01_core.records.ipynb", "131293d6"):
         with expect_fail(ValueError, "finite number"): Feedback(float("nan"))
         with expect_fail(ValueError, "finite number"): Feedback("0.5")
-        with expect_fail(ValueError, "must be text"): Feedback(1.0, ["not", "text"])
+        with expect_fail(ValueError, "feedback must be text"): Feedback(1.0, ["not", "text"])
+        with expect_fail(ValueError, "a solution must be text"): Feedback(0.0, solution=42)
 
 
 def test_a_teacher_view_is_what_the_teacher_reads_before_it_reads_the_attempt_again():
-    # %% nbs/01_core.records.ipynb#cdee867b
-    with notebook_cell("nbs/01_core.records.ipynb", "cdee867b"):
+    # %% nbs/01_core.records.ipynb#15b731d2
+    with notebook_cell("nbs/01_core.records.ipynb", "15b731d2"):
         question = ({"role": "user", "content": "What is 6 times 7?"},)
         view = TeacherView(question, feedback="Wrong: 6 times 7 is above 40.")
         test_eq((view.active, view.why), (True, "feedback"))
         test_eq(TeacherView(question).why, "no signal")
+        test_eq(TeacherView(question, is_too_long=True).why, "too long")
 
 
 def test_a_reading_is_two_opinions_on_every_token():

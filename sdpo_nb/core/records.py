@@ -18,7 +18,7 @@ from typing import Any
 # %% ../../nbs/01_core.records.ipynb #736e1e0c
 Message = Mapping[str, Any]  # one turn, as chat templates read it: {"role": "user", "content": "..."}
 
-# %% ../../nbs/01_core.records.ipynb #c1cfcaab
+# %% ../../nbs/01_core.records.ipynb #5863c51c
 @dataclass(frozen=True)
 class Task:
     "A conversation that waits for an answer, and what is needed to judge one."
@@ -45,9 +45,10 @@ class Task:
     @property
     def question(self) -> str:
         "The words of the last turn."
-        return self.messages[-1]["content"]
+        content = self.messages[-1]["content"]
+        return content if isinstance(content, str) else " ".join(p["text"] for p in content if p.get("type") == "text")
 
-# %% ../../nbs/01_core.records.ipynb #45daf9e4
+# %% ../../nbs/01_core.records.ipynb #19029dad
 @dataclass(frozen=True)
 class Rollout:
     "One attempt at a task: the tokens that were sampled, and how likely each was."
@@ -59,6 +60,7 @@ class Rollout:
     logps: tuple[float, ...]  # log-probability of each of them when it was sampled
     text: str  # the completion in words, special tokens removed
     is_finished: bool = True  # ended by itself, not cut off at the limit
+    chosen: tuple[bool, ...] = ()  # which tokens the policy chose, where tools wrote the others; empty: all of them
 
     def __post_init__(self):
         if len(self.logps) != len(self.completion_ids):
@@ -66,8 +68,17 @@ class Rollout:
                 f"{len(self.completion_ids)} tokens came with {len(self.logps)} log-probabilities; "
                 "give one for each token"
             )
+        if self.chosen and len(self.chosen) != len(self.completion_ids):
+            raise ValueError(
+                f"{len(self.completion_ids)} tokens, but {len(self.chosen)} are said to be chosen or not; say it of each"
+            )
 
-# %% ../../nbs/01_core.records.ipynb #6b4d48ef
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        "For each token whether there is something to learn from it."
+        return self.chosen or (True,) * len(self.completion_ids)
+
+# %% ../../nbs/01_core.records.ipynb #c809fd88
 @dataclass(frozen=True)
 class Feedback:
     "What an environment says of one attempt."
@@ -75,18 +86,18 @@ class Feedback:
     score: float  # how good it was; at or above the success threshold it may serve as a demonstration
     text: str = ""  # what was wrong, in words; empty when there is nothing to say
     metrics: Mapping[str, float] = field(default_factory=dict)  # anything else worth logging
+    solution: str = ""  # a right answer, where one is known; the teacher may be shown it as a demonstration
 
     def __post_init__(self):
         is_number = isinstance(self.score, numbers.Real) and math.isfinite(self.score)
         if not is_number:
             raise ValueError(f"a score must be a finite number, not {self.score!r}; mend the reward of this attempt")
-        if not isinstance(self.text, str):
-            raise ValueError(
-                f"feedback must be text, not {type(self.text).__name__}; use '' where there is nothing to say"
-            )
+        for name, words in {"feedback": self.text, "a solution": self.solution}.items():
+            if not isinstance(words, str):
+                raise ValueError(f"{name} must be text, not {type(words).__name__}; use '' where there is nothing to say")
         object.__setattr__(self, "score", float(self.score))
 
-# %% ../../nbs/01_core.records.ipynb #8ecbdfff
+# %% ../../nbs/01_core.records.ipynb #70a2b3ec
 @dataclass(frozen=True)
 class TeacherView:
     "What the teacher reads in place of the student's prompt."
@@ -94,6 +105,7 @@ class TeacherView:
     messages: tuple[Message, ...]  # the conversation with demonstration and feedback worked in
     demonstration: str | None = None  # the sibling's success that was shown; it may be an empty text
     feedback: str = ""  # the words of the environment that were shown
+    is_too_long: bool = False  # there was more to show than the teacher has room for, and nothing of it is shown
 
     @property
     def active(self) -> bool:
@@ -104,7 +116,7 @@ class TeacherView:
     def why(self) -> str:
         "What makes this view worth reading."
         parts = ["demonstration"] * (self.demonstration is not None) + ["feedback"] * bool(self.feedback)
-        return " and ".join(parts) or "no signal"
+        return " and ".join(parts) or ("too long" if self.is_too_long else "no signal")
 
 # %% ../../nbs/01_core.records.ipynb #68177a44
 Candidates = tuple[tuple[str, float], ...]  # the likeliest next tokens, each with its probability

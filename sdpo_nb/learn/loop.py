@@ -6,9 +6,9 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.loop.html.md"""
 
 # %% auto #0
 __all__ = ['SILENCE', 'LoopConfig', 'check_run', 'Clock', 'backward', 'update', 'pass_rate', 'teacher_pass_rate', 'look_at',
-           'step_metrics', 'steps', 'fit']
+           'rows_of', 'step_metrics', 'steps', 'fit']
 
-# %% ../../nbs/16_learn.loop.ipynb #5af575b9
+# %% ../../nbs/16_learn.loop.ipynb #3069186a
 import random
 import time
 import warnings
@@ -23,7 +23,9 @@ from ..core.models import as_reader, check_fits, check_tokenizer, render
 from ..core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from ..experience.batches import Row, collate, merge, parts
 from ..experience.feedback import Environment, judge_all, tasks_of
+from ..experience.fitting import measure
 from ..experience.rollouts import Sampling, sampler_for
+from ..experience.successes import SuccessBuffer
 from .methods import SDPO, Method, normalizer_of, signal_fractions
 from .reading import attempt_readings, read, read_shared
 from .teachers import EMA, Teacher
@@ -70,16 +72,17 @@ class LoopConfig:
         cooling = self.steps * self.cooldown
         return self.learning_rate * min(1.0, (self.steps - step + 1) / cooling) if cooling >= 1 else self.learning_rate
 
-# %% ../../nbs/16_learn.loop.ipynb #53c1a6da
+# %% ../../nbs/16_learn.loop.ipynb #e1f7217e
 def check_run(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
     tasks: Sequence[Task],  # all that will be asked
     method: Method,  # what is minimised
     config: LoopConfig,  # how attempts are made
+    memory: SuccessBuffer | None = None,  # of earlier successes
 ) -> None:
     "Refuse a run that cannot work, before it begins."
-    method.check(config.attempts, config.sampling.temperature)
+    method.check(config.attempts, config.sampling.temperature, memory is not None)
     check_tokenizer(tokenizer)
     trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
     if not trained:
@@ -107,7 +110,7 @@ class Clock:
         try: yield
         finally: self.seconds[phase] += time.perf_counter() - start
 
-# %% ../../nbs/16_learn.loop.ipynb #92fb0646
+# %% ../../nbs/16_learn.loop.ipynb #72ba5904
 def backward(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -124,7 +127,7 @@ def backward(
     for part in parts(read_once, rows_per_pass):
         with clock("batch"): batch, teacher_logits = collate(part, tokenizer, model.device), None
         if method.needs_teacher:
-            advice = "shorten the feedback or the demonstration that the teacher reads"
+            advice = "shorten what the teacher reads, as SDPO(fitting=Fitting(max_tokens)) does"
             check_fits(model, batch.teacher.ids, batch.completion_ids.shape[1], advice)
             with clock("teacher"), teacher.reading() as reader:
                 teacher_logits = read_shared(reader, batch.teacher, batch)
@@ -189,7 +192,7 @@ def teacher_pass_rate(
     if not told: return None
     with teacher.reading() as reader: return pass_rate(reader, tokenizer, environment, told, sampling, success, seed)
 
-# %% ../../nbs/16_learn.loop.ipynb #12fe3ae1
+# %% ../../nbs/16_learn.loop.ipynb #ab7339d4
 def look_at(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -203,11 +206,26 @@ def look_at(
     if not method.needs_teacher or not tasks: return ()
     rollouts = sampler_for(model, tokenizer, config.sampling).sample(tasks, config.attempts, config.seed)
     said = judge_all(environment, rollouts)
-    rows = method.rows(rollouts, said)[:: config.attempts]
+    rows = method.rows(rollouts, said, measure(tokenizer))[:: config.attempts]
     batch = collate(rows, tokenizer, model.device)
     with as_reader(model): student_logits = read(model, batch.student, batch)
     with teacher.reading() as reader: teacher_logits = read_shared(reader, batch.teacher, batch)
     return attempt_readings(rows, said[:: config.attempts], student_logits, teacher_logits, tokenizer)
+
+# %% ../../nbs/16_learn.loop.ipynb #4495d0f0
+def rows_of(
+    method: Method,  # decides what there is to learn
+    rollouts: Sequence[Rollout],  # the attempts of a step
+    said: Sequence[Feedback],  # what was said of them
+    tokenizer: "PreTrainedTokenizerBase",  # measures what the teacher reads
+    memory: SuccessBuffer | None = None,  # of earlier successes
+    success: float = 1.0,  # the score from which on an attempt is remembered
+) -> list[Row]:
+    "What there is to learn from a step's attempts, with the help of those of earlier steps."
+    asked = [rollout.task.messages for rollout in rollouts]
+    rows = method.rows(rollouts, said, measure(tokenizer), None if memory is None else memory.recall(asked))
+    if memory is not None: memory.remember(asked, [r.text for r in rollouts], [f.score for f in said], success)
+    return rows
 
 # %% ../../nbs/16_learn.loop.ipynb #10838a79
 def step_metrics(
@@ -223,7 +241,7 @@ def step_metrics(
         judged[f"judged_{name}"] = sum(values) / len(values)
     return signal_fractions(method, rows, said) | ended | judged
 
-# %% ../../nbs/16_learn.loop.ipynb #b189cacd
+# %% ../../nbs/16_learn.loop.ipynb #eb0cb53a
 def steps(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -231,11 +249,12 @@ def steps(
     method: Method = SDPO(),  # what is minimised
     teacher: Teacher | None = None,  # EMA(0.05) when not given
     config: LoopConfig = LoopConfig(),  # the size of the run
+    memory: SuccessBuffer | None = None,  # what succeeded earlier, shown to those who fail; it grows
 ) -> Iterator[StepReport]:
     "Train, and report each step; step 0 is the model as it came, and its pass rate that of the held-out tasks."
     tasks, chance = tasks_of(environment, config.train_tasks, "train"), random.Random(config.seed)
     held_out = tasks_of(environment, config.held_out, "held_out") if config.evaluate_every else []
-    check_run(model, tokenizer, [*tasks, *held_out], method, config)
+    check_run(model, tokenizer, [*tasks, *held_out], method, config, memory)
     teacher = teacher or EMA()
     if method.needs_teacher: teacher.attach(model)
     sampler, was_training = sampler_for(model, tokenizer, config.sampling), model.training
@@ -258,7 +277,7 @@ def steps(
                 rollouts = sampler.sample(asked, config.attempts, seed=config.seed * 1_000_003 + step)
             with clock("feedback"):
                 said = judge_all(environment, rollouts)
-                rows = method.rows(rollouts, said)
+                rows = rows_of(method, rollouts, said, tokenizer, memory, config.success)
             optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
             loss, metrics = update(model, tokenizer, teacher, optimizer, method, rows, config, clock)
             seconds, passed = time.perf_counter() - start, sum(f.score >= config.success for f in said)
@@ -274,7 +293,7 @@ def steps(
 
 SILENCE = 3  # steps after which a run without a signal is announced
 
-# %% ../../nbs/16_learn.loop.ipynb #fd484f4f
+# %% ../../nbs/16_learn.loop.ipynb #24319b20
 def fit(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -282,11 +301,12 @@ def fit(
     method: Method = SDPO(),  # what is minimised
     teacher: Teacher | None = None,  # EMA(0.05) when not given
     config: LoopConfig = LoopConfig(),  # the size of the run
+    memory: SuccessBuffer | None = None,  # what succeeded earlier, shown to those who fail; it grows
     on_report: Callable[[StepReport], None] = lambda report: None,  # called after each step
 ) -> list[StepReport]:
     "Train to the end, and keep the reports."
     reports, is_silent = [], True
-    for report in steps(model, tokenizer, environment, method, teacher, config):
+    for report in steps(model, tokenizer, environment, method, teacher, config, memory):
         on_report(report)
         reports.append(report)
         is_silent = is_silent and not report.metrics.get("signal_fraction")
