@@ -26,6 +26,8 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "EMA": "learn.teachers",
     "Frozen": "learn.teachers",
     "Live": "learn.teachers",
+    "TrustRegion": "learn.teachers",
+    "Restart": "learn.teachers",
     "SDPO": "learn.methods",
     "GRPO": "learn.methods",
     "LoopConfig": "learn.loop",

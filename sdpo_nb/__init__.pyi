@@ -10,7 +10,7 @@ from sdpo_nb.experience.fitting import Fitting as Fitting, fit_views as fit_view
 from sdpo_nb.loss.objectives import Objective as Objective
 from sdpo_nb.loss.distillation import distillation_loss as distillation_loss
 from sdpo_nb.loss.fused import Head as Head, fused_distillation_loss as fused_distillation_loss
-from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live
+from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live, Restart as Restart, TrustRegion as TrustRegion
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
 from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit
 from sdpo_nb.view.report import write_report as write_report

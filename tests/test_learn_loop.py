@@ -13,11 +13,11 @@ from sdpo_nb.core.records import AttemptReading, Feedback, Rollout, StepReport, 
 from sdpo_nb.experience.batches import Row, collate, merge, parts
 from sdpo_nb.experience.feedback import Environment, judge_all, tasks_of
 from sdpo_nb.experience.fitting import measure
-from sdpo_nb.experience.rollouts import Sampling, sampler_for
+from sdpo_nb.experience.rollouts import Sampler, Sampling, sampler_for
 from sdpo_nb.experience.successes import SuccessBuffer
 from sdpo_nb.learn.methods import SDPO, Method, normalizer_of, signal_fractions
-from sdpo_nb.learn.reading import attempt_readings, read, read_shared
-from sdpo_nb.learn.teachers import EMA, Teacher
+from sdpo_nb.learn.reading import attempt_readings, read
+from sdpo_nb.learn.teachers import EMA, MOMENTS, Teacher
 from sdpo_nb.loss.distillation import COUNTS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
@@ -30,8 +30,8 @@ from sdpo_nb.experience.prompting import Prompting
 from sdpo_nb.learn.methods import GRPO
 from sdpo_nb.loss.objectives import Objective
 from sdpo_nb.learn.loop import (
-    LoopConfig, check_run, Clock, backward, update, pass_rate, teacher_pass_rate, look_at, rows_of, step_metrics, steps,
-    SILENCE, fit
+    LoopConfig, check_run, Clock, backward, update, share_passed, pass_rate, teacher_pass_rate, look_at, rows_of,
+    step_metrics, steps, SILENCE, fit
 )
 from cells import notebook_cell
 
@@ -157,16 +157,15 @@ def test_one_update():
             loss, metrics = backward(model, tokenizer, EMA().attach(model), method, rows, rows_per_pass, Clock())
             return loss, metrics, torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
-    # %% nbs/16_learn.loop.ipynb#c954b7d5
-    with notebook_cell("nbs/16_learn.loop.ipynb", "c954b7d5"):
+    # %% nbs/16_learn.loop.ipynb#78396190
+    with notebook_cell("nbs/16_learn.loop.ipynb", "78396190"):
         def by_hand(method):
             model, tokenizer, rows = attempts_of(method)
             teacher, speaking = EMA().attach(model), [row for row in rows if row.has_signal]
             tokens = sum(len(row.rollout.completion_ids) for row in (rows if method.averages_over_all else speaking))
             for row in speaking:
                 batch, logits = collate([row], tokenizer), None
-                if method.needs_teacher:
-                    with teacher.reading() as reader: logits = read(reader, batch.teacher, batch)
+                if method.needs_teacher: logits = teacher.read(batch.teacher, batch)
                 (method.loss(read(model, batch.student, batch), logits, batch).per_token.sum() / tokens).backward()
             return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
