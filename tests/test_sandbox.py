@@ -18,7 +18,8 @@ import pytest
 
 from sdpo_nb.experience import sandbox
 from sdpo_nb.experience.sandbox import (
-    Isolation, Limits, Program, isolation, python_program, run_code, run_many, run_program)
+    Isolation, Limits, Outcome, Program, isolation, python_program, run_code, run_many, run_program)
+from sdpo_nb.experience.walls import REFUSED
 
 SHORT = Limits(seconds=8, cpu_seconds=4, memory=192 * 2**20, output=20_000, files=2**20, processes=8)
 FULL = isolation()
@@ -44,7 +45,8 @@ C_HEAD = """
 int main(int argc, char **argv) {
 """
 both = pytest.mark.parametrize("language", ["python", "c"])
-pytestmark = pytest.mark.skipif(bool(FULL.missing), reason="this kernel grants neither user namespaces nor Landlock")
+UNGUARDED = " and ".join(FULL.missing)
+pytestmark = pytest.mark.skipif(bool(UNGUARDED), reason=f"this kernel grants no layer that guards {UNGUARDED}")
 
 
 @functools.cache
@@ -125,7 +127,7 @@ SECCOMP_ONLY = Isolation(seccomp=True)
 NAMESPACES_ONLY = Isolation(namespaces=True)
 
 
-def try_with(program: Program, layers: Isolation, limits: Limits = SHORT) -> sandbox.Outcome:
+def try_with(program: Program, layers: Isolation, limits: Limits = SHORT) -> Outcome:
     """Run with chosen walls, if the kernel has them."""
     lacking = [name for name in ("namespaces", "view", "landlock", "seccomp")
                if getattr(layers, name) and not getattr(FULL, name)]
@@ -178,9 +180,7 @@ def test_fork_bomb_that_kills_its_parents(language, token):
     assert outcome.seconds < 6 and gone(token)
 
 
-@both
-def test_threads_count_as_processes(language):
-    if language == "c": pytest.skip("a thread in C is the same clone() call; counted above")
+def test_threads_count_as_processes():
     source = """
 import threading, time
 made = 0
@@ -249,17 +249,22 @@ def test_processor_time_of_children_counts(language):
     assert outcome.ended == "timeout" and outcome.seconds < 5
 
 
-@pytest.mark.slow  # on a loaded machine the program sometimes has not started after 40 s: not yet understood
 def test_we_are_killed_and_nothing_stays(token):
-    code = ("import sys; from sdpo_nb.experience.sandbox import *; from dataclasses import replace; "
+    # The word goes to us through the environment: on our own command line it would also be on that of each launcher
+    # that we start, between its fork and its exec, and such a moment was taken for the program.
+    code = ("import os; from dataclasses import replace; "
+            "from sdpo_nb.experience.sandbox import Limits, python_program, run_program; "
             "p = python_program('import time; time.sleep(60)'); "
-            f"run_program(replace(p, argv=(*p.argv, '{token}')), Limits(seconds=50))")
-    us = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
-    deadline = time.monotonic() + 40
-    while len(alive(token)) < 2 and time.monotonic() < deadline: time.sleep(0.05)  # ourselves, and the program
-    assert len(alive(token)) >= 2
-    us.kill()
-    us.wait()
+            "run_program(replace(p, argv=(*p.argv, os.environ['TOKEN'])), Limits(seconds=50))")
+    us = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
+                          env=os.environ | {"TOKEN": token})
+    try:
+        deadline = time.monotonic() + 40
+        while not alive(token) and us.poll() is None and time.monotonic() < deadline: time.sleep(0.05)
+        assert alive(token) and us.poll() is None
+    finally:
+        us.kill()
+        us.wait()
     assert gone(token)
 
 
@@ -713,13 +718,13 @@ def test_shared_memory_and_name_are_its_own(layers):
 def test_every_refused_call_is_refused(language):
     if not FULL.seccomp: pytest.skip("this kernel grants no seccomp")
     which = 0 if os.uname().machine == "x86_64" else 1
-    numbers = [pair[which] for pair in sandbox.REFUSED.values() if pair[which] is not None]
+    numbers = [pair[which] for pair in REFUSED.values() if pair[which] is not None]
     assert run_program(attack(language, CALLS_PY, CALLS_C, *numbers), SHORT).stdout == "-1 1\n" * len(numbers)
 
 
 def test_without_the_filter_the_kernel_answers():
     which = 0 if os.uname().machine == "x86_64" else 1
-    numbers = [sandbox.REFUSED[name][which] for name in ("memfd_create", "socket", "shmget", "mq_open", "personality")]
+    numbers = [REFUSED[name][which] for name in ("memfd_create", "socket", "shmget", "mq_open", "personality")]
     said = try_with(c_program(CALLS_C, *numbers), replace(FULL, seccomp=False)).stdout.split("\n")
     assert sum(line != "-1 1" for line in said[:5]) == 5
 
@@ -856,6 +861,16 @@ def test_no_descriptor_is_leaked():
     assert len(os.listdir("/proc/self/fd")) == before and threading.active_count() < 10
 
 
+def test_an_upgrade_in_the_middle_of_a_run_changes_nothing(tmp_path):
+    package = Path(sandbox.__file__).parent.parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("data", "static", "__pycache__"))
+    code = ("from sdpo_nb.experience import sandbox, walls\n"
+            "for module in (sandbox, walls): open(module.__file__, 'w').close()\n"
+            "print(sandbox.run_code('print(1)').stdout)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n\n", "")
+
+
 def test_it_refuses_without_walls():
     with pytest.raises(RuntimeError, match="nothing would guard files and the network and other processes"):
         run_program(python_program("print(1)"), layers=NO_WALLS)
@@ -867,7 +882,7 @@ def test_it_refuses_on_a_kernel_without_walls(monkeypatch):
     with pytest.raises(RuntimeError, match="unsafe=True"): run_many(["print(1)"])
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a speed, which holds on a quiet machine only
 def test_twenty_programs_a_second():
     run_many(["print(1)"] * 10)
     start = time.monotonic()

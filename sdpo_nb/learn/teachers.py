@@ -45,7 +45,7 @@ def moved(
     change = lambda part: part.to(device) if isinstance(part, Tensor) else moved(part, device) if is_dataclass(part) else part
     return replace(record, **{name: change(part) for name, part in parts.items()})
 
-# %% ../../nbs/14b_learn.teachers.ipynb #a4657c9c
+# %% ../../nbs/14b_learn.teachers.ipynb #901cbff1
 class Teacher(ABC):
     "Who reads the attempts again."
 
@@ -112,7 +112,9 @@ class Teacher(ABC):
         how: Callable[["PreTrainedModel"], Any],  # e.g. fully_shard; what it returns takes the copy's place, if anything
     ) -> None:
         "Do to a copy of all weights what is done to the student after it was attached; a second adapter shares its fate."
-        if isinstance(self.second, FullCopy): self.second.model = how(self.second.model) or self.second.model
+        if not isinstance(self.second, FullCopy): return
+        changed = how(self.second.model)
+        if changed is not None: self.second.model = changed
 
     def state_dict(self) -> dict[str, Any]:
         "What it would take to go on: its kind, its place in its schedule, its weights. All processes have to ask."
@@ -143,8 +145,9 @@ class Teacher(ABC):
 
         state = self.state_dict()
         about = json.dumps({key: state[key] for key in ("kind", "updates")})
-        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not ranks or torch.distributed.get_rank() == 0: save_file(state["weights"], path, {"teacher": about})
+        are_many = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not are_many or torch.distributed.get_rank() == 0: save_file(state["weights"], path, {"teacher": about})
+        if are_many: torch.distributed.barrier()  # nobody goes on, or looks for the file, before it is there
 
     def load(
         self,
