@@ -5,22 +5,25 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 import torch
 from sdpo_nb.core.models import as_reader, check_fits, check_tokenizer, render
 from sdpo_nb.core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from sdpo_nb.experience.batches import Row, collate, merge, parts
-from sdpo_nb.experience.feedback import Environment, judge_all, tasks_of
+from sdpo_nb.experience.feedback import ERRORS, Environment, judge_all, tasks_of
 from sdpo_nb.experience.fitting import measure
 from sdpo_nb.experience.rollouts import Sampler, Sampling, sampler_for
 from sdpo_nb.experience.successes import SuccessBuffer
+from sdpo_nb.learn.checkpoints import Running
 from sdpo_nb.learn.methods import SDPO, Method, normalizer_of, signal_fractions
 from sdpo_nb.learn.reading import attempt_readings, read
 from sdpo_nb.learn.teachers import EMA, MOMENTS, Teacher
 from sdpo_nb.loss.distillation import COUNTS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import matplotlib.pyplot as plt
+import tempfile
 from dataclasses import replace
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.adapters import add_adapter
@@ -28,6 +31,7 @@ from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.experience.fitting import Fitting
 from sdpo_nb.experience.prompting import Prompting
 from sdpo_nb.learn.methods import GRPO
+from sdpo_nb.learn.teachers import Frozen, Live, Restart, TrustRegion
 from sdpo_nb.loss.objectives import Objective
 from sdpo_nb.learn.loop import (
     LoopConfig, check_run, Clock, backward, update, share_passed, pass_rate, teacher_pass_rate, look_at, rows_of,
@@ -293,6 +297,69 @@ def test_the_same_seed_the_same_run():
         test_eq((mode, torch.equal(first, second), torch.equal(first, other)), (False, True, False))
 
 
+def test_stopped_and_taken_up_the_same_run():
+    # %% nbs/16_learn.loop.ipynb#55d95571
+    with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
+        environment = Codebook("omega", feedback="full")
+        sdpo = SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False))
+
+    # %% nbs/16_learn.loop.ipynb#bc0f3253
+    with notebook_cell("nbs/16_learn.loop.ipynb", "bc0f3253"):
+        small = LoopConfig(learning_rate=6e-4, sampling=Sampling(max_new_tokens=20))
+
+    # %% nbs/16_learn.loop.ipynb#4c2e3bfc
+    with notebook_cell("nbs/16_learn.loop.ipynb", "4c2e3bfc"):
+        def attempts_of(method, feedback="full", model=None):
+            model, tokenizer = load_demo() if model is None else model
+            environment = Codebook("zeta", feedback, 2, 3)
+            rollouts = sampler_for(model, tokenizer, Sampling(max_new_tokens=20)).sample(environment.tasks(4), 8, seed=2)
+            return model, tokenizer, method.rows(rollouts, judge_all(environment, rollouts))
+
+        def gradient_of(method, rows_per_pass, feedback="full"):
+            model, tokenizer, rows = attempts_of(method, feedback)
+            loss, metrics = backward(model, tokenizer, EMA().attach(model), method, rows, rows_per_pass, Clock())
+            return loss, metrics, torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+    # %% nbs/16_learn.loop.ipynb#eaf7c663
+    with notebook_cell("nbs/16_learn.loop.ipynb", "eaf7c663"):
+        def run_of(kind, is_adapted, folder=None, until=4):
+            torch.manual_seed(0)
+            model, tokenizer = load_demo()
+            if is_adapted: model, _ = add_adapter(model, rank=4)
+            teacher, memory = kind(), SuccessBuffer()
+            tiny = replace(small, steps=4, tasks=2, attempts=2, evaluate_every=0, save_every=1, learning_rate=3e-3)
+            losses = {}
+            for report in steps(model, tokenizer, Codebook("zeta"), sdpo, teacher, tiny, memory, folder):
+                losses[report.step] = report.loss
+                if report.step == until: break
+            weights = {key: weight.detach() for key, weight in model.named_parameters() if weight.requires_grad}
+            return losses, weights | {f"teacher {k}": w for k, w in teacher.state_dict()["weights"].items()}, memory
+
+        for is_adapted in (False, True):
+            for kind in (Live, Frozen, EMA, TrustRegion, lambda: Restart(2)):
+                losses, weights, memory = run_of(kind, is_adapted)
+                for stop in (1, 3):
+                    with tempfile.TemporaryDirectory() as folder:
+                        before, *_ = run_of(kind, is_adapted, folder, until=stop)
+                        after, again, remembered = run_of(kind, is_adapted, folder)
+                    test_eq(before | after, losses)
+                    test_eq((list(after), remembered), ([*range(stop + 1, 5)], memory))
+                    assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
+
+    # %% nbs/16_learn.loop.ipynb#e62d815e
+    with notebook_cell("nbs/16_learn.loop.ipynb", "e62d815e"):
+        with tempfile.TemporaryDirectory() as folder:
+            tiny = replace(small, steps=1, tasks=1, attempts=2, evaluate_every=0)
+            fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
+            with warnings.catch_warnings(record=True) as heard:
+                test_eq(fit(*load_demo(), environment, sdpo, config=tiny, folder=folder), [])
+            assert "is at its end" in str(heard[-1].message)
+            with expect_fail(ValueError, "seed was 0 and is 1"):
+                fit(*load_demo(), environment, sdpo, config=replace(tiny, seed=1), folder=folder)
+            with expect_fail(ValueError, "teacher was EMA(rate=0.05"):
+                fit(*load_demo(), environment, sdpo, EMA(0.1), config=tiny, folder=folder)
+
+
 def test_nothing_to_learn_moves_nothing():
     # %% nbs/16_learn.loop.ipynb#55d95571
     with notebook_cell("nbs/16_learn.loop.ipynb", "55d95571"):
@@ -497,6 +564,16 @@ def test_bad_input_stops_at_once():
         with expect_fail(ValueError, "a score must be a finite number"):
             fit(model, tokenizer, Nan(), sdpo, config=replace(small, evaluate_every=0))
         test_eq(torch.equal(before, model.lm_head.weight), True)
+
+    # %% nbs/16_learn.loop.ipynb#70f03c3b
+    with notebook_cell("nbs/16_learn.loop.ipynb", "70f03c3b"):
+        class Moody(Codebook):
+            def judge(self, task, answer): return float("nan") if "ka" in task.question else super().judge(task, answer)
+
+        with warnings.catch_warnings(action="ignore"):
+            report, = fit(*load_demo(), Moody("omega"), sdpo, config=replace(small, steps=1, evaluate_every=0, errors="feedback"))
+        test_eq(0 < report.metrics["judged_judge_error"] < 1, True)
+        with expect_fail(ValueError, "errors must be one of raise, feedback"): LoopConfig(errors="ignore")
 
 
 def test_what_we_have():

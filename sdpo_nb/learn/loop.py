@@ -8,24 +8,26 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.loop.html.md"""
 __all__ = ['SILENCE', 'LoopConfig', 'check_run', 'Clock', 'backward', 'update', 'share_passed', 'pass_rate', 'teacher_pass_rate',
            'look_at', 'rows_of', 'step_metrics', 'steps', 'fit']
 
-# %% ../../nbs/16_learn.loop.ipynb #738ba85d
+# %% ../../nbs/16_learn.loop.ipynb #a845d76a
 import random
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from ..core.models import as_reader, check_fits, check_tokenizer, render
 from ..core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from ..experience.batches import Row, collate, merge, parts
-from ..experience.feedback import Environment, judge_all, tasks_of
+from ..experience.feedback import ERRORS, Environment, judge_all, tasks_of
 from ..experience.fitting import measure
 from ..experience.rollouts import Sampler, Sampling, sampler_for
 from ..experience.successes import SuccessBuffer
+from .checkpoints import Running
 from .methods import SDPO, Method, normalizer_of, signal_fractions
 from .reading import attempt_readings, read
 from .teachers import EMA, MOMENTS, Teacher
@@ -33,7 +35,7 @@ from ..loss.distillation import COUNTS
 
 if TYPE_CHECKING: from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# %% ../../nbs/16_learn.loop.ipynb #bfbaa8a7
+# %% ../../nbs/16_learn.loop.ipynb #14e5afc5
 @dataclass(frozen=True)
 class LoopConfig:
     "The size of a run."
@@ -52,14 +54,17 @@ class LoopConfig:
     held_out: int = 256  # at most as many to look at
     evaluate_every: int = 5  # steps between looks; 0 never looks
     shown: int = 4  # attempts captured at each look, for people
+    save_every: int = 10  # steps between checkpoints, where the run has a folder; the last step is always kept
+    errors: str = "raise"  # when a judge breaks: "raise", or "feedback" to go on without its opinion
 
     def __post_init__(self):
         least = dict(
             steps=0, tasks=1, attempts=1, rows_per_pass=1, train_tasks=1, held_out=1,
-            evaluate_every=0, shown=0, learning_rate=0,
+            evaluate_every=0, shown=0, learning_rate=0, save_every=1,
         )
         for name, floor in least.items():
             if getattr(self, name) < floor: raise ValueError(f"{name} is at least {floor}, not {getattr(self, name)}")
+        if self.errors not in ERRORS: raise ValueError(f"errors must be one of {', '.join(ERRORS)}, not {self.errors!r}")
         if self.clip_norm <= 0: raise ValueError(f"clip_norm is above 0, not {self.clip_norm}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown is a share of the steps, from 0 to 1, not {self.cooldown}")
@@ -110,7 +115,7 @@ class Clock:
         try: yield
         finally: self.seconds[phase] += time.perf_counter() - start
 
-# %% ../../nbs/16_learn.loop.ipynb #0a18be56
+# %% ../../nbs/16_learn.loop.ipynb #de4050d4
 def backward(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -122,7 +127,8 @@ def backward(
 ) -> tuple[float, dict[str, float]]:  # the loss, and what is worth logging; nothing where no row has a signal
     "Read one step's attempts, and leave the gradient of their loss."
     speaking = [row for row in rows if row.has_signal]
-    divisor = normalizer_of(rows if method.averages_over_all else speaking, method.aggregation)
+    counts_width = method.aggregation == "seq-mean-token-sum-norm"  # of the longest attempt, whether it speaks or not
+    divisor = normalizer_of(rows if method.averages_over_all or counts_width else speaking, method.aggregation)
     read_once, total, metrics = merge(speaking), 0.0, Counter()
     for part in parts(read_once, rows_per_pass):
         with clock("batch"): batch, teacher_logits = collate(part, tokenizer, model.device), None
@@ -254,7 +260,7 @@ def step_metrics(
         judged[f"judged_{name}"] = sum(values) / len(values)
     return signal_fractions(method, rows, said) | ended | judged
 
-# %% ../../nbs/16_learn.loop.ipynb #eb0cb53a
+# %% ../../nbs/16_learn.loop.ipynb #b079fb68
 def steps(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -263,6 +269,7 @@ def steps(
     teacher: Teacher | None = None,  # EMA(0.05) when not given
     config: LoopConfig = LoopConfig(),  # the size of the run
     memory: SuccessBuffer | None = None,  # what succeeded earlier, shown to those who fail; it grows
+    folder: str | Path | None = None,  # keeps checkpoints; a run that was stopped there goes on
 ) -> Iterator[StepReport]:
     "Train, and report each step; step 0 is the model as it came, and its pass rate that of the held-out tasks."
     tasks, chance = tasks_of(environment, config.train_tasks, "train"), random.Random(config.seed)
@@ -273,6 +280,9 @@ def steps(
     sampler, was_training = sampler_for(model, tokenizer, config.sampling), model.training
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0, fused=True)
+    settings = dict(asdict(config), method=repr(method), teacher=repr(teacher))
+    run = Running(model, optimizer, teacher if method.needs_teacher else None, chance, memory, settings)
+    if folder is not None: run.load(folder)
     look = lambda rows: dict(
         held_out=pass_rate(model, tokenizer, environment, held_out, config.sampling, config.success, config.seed),
         teacher_pass_rate=teacher_pass_rate(
@@ -280,19 +290,21 @@ def steps(
         ),
         readings=look_at(model, tokenizer, teacher, method, environment, held_out[: config.shown], config),
     )
-    if config.evaluate_every: yield StepReport(0, 0, **(seen := look([])), pass_rate=seen["held_out"])
+    if config.evaluate_every and not run.step: yield StepReport(0, 0, **(seen := look([])), pass_rate=seen["held_out"])
     model.train()
     try:
-        for step in range(1, config.steps + 1):
+        for step in range(run.step + 1, config.steps + 1):
             clock, start = Clock(), time.perf_counter()
             with clock("sample"):
                 asked = chance.sample(tasks, min(config.tasks, len(tasks)))
                 rollouts = sampler.sample(asked, config.attempts, seed=config.seed * 1_000_003 + step)
             with clock("feedback"):
-                said = judge_all(environment, rollouts)
+                said = judge_all(environment, rollouts, config.errors)
                 rows = rows_of(method, rollouts, said, tokenizer, memory, config.success)
             optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
             loss, metrics = update(model, tokenizer, teacher, optimizer, method, rows, config, clock)
+            run.step = step
+            if folder is not None and (step % config.save_every == 0 or step == config.steps): run.save(folder)
             seconds, passed = time.perf_counter() - start, sum(f.score >= config.success for f in said)
             is_looked_at = config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps)
             yield StepReport(
@@ -306,7 +318,7 @@ def steps(
 
 SILENCE = 3  # steps after which a run without a signal is announced
 
-# %% ../../nbs/16_learn.loop.ipynb #24319b20
+# %% ../../nbs/16_learn.loop.ipynb #f4227be2
 def fit(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -315,14 +327,17 @@ def fit(
     teacher: Teacher | None = None,  # EMA(0.05) when not given
     config: LoopConfig = LoopConfig(),  # the size of the run
     memory: SuccessBuffer | None = None,  # what succeeded earlier, shown to those who fail; it grows
+    folder: str | Path | None = None,  # keeps checkpoints; a run that was stopped there goes on
     on_report: Callable[[StepReport], None] = lambda report: None,  # called after each step
 ) -> list[StepReport]:
     "Train to the end, and keep the reports."
     reports, is_silent = [], True
-    for report in steps(model, tokenizer, environment, method, teacher, config, memory):
+    for report in steps(model, tokenizer, environment, method, teacher, config, memory, folder):
         on_report(report)
         reports.append(report)
         is_silent = is_silent and not report.metrics.get("signal_fraction")
         if is_silent and report.step == SILENCE:
             warnings.warn(f"{SILENCE} steps without a signal: {method.silence}", stacklevel=2)
+    if config.steps and not reports:
+        warnings.warn(f"the run in {folder} is at its end; the model has its weights, and nothing was trained", stacklevel=2)
     return reports

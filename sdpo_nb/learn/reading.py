@@ -8,14 +8,14 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.reading.html.md"""
 __all__ = ['read', 'read_shared', 'read_hidden', 'undressed', 'head_of', 'check_head', 'factors_of', 'likeliest',
            'attempt_readings']
 
-# %% ../../nbs/13_learn.reading.ipynb #6676128e
+# %% ../../nbs/13_learn.reading.ipynb #4cd71b29
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from ..core.models import as_reader, positions
 from ..core.records import AttemptReading, Candidates, Feedback, TokenReading
-from ..experience.batches import Batch, Prompts, Row
+from ..experience.batches import Batch, Prompts, Row, Sequences
 from ..loss.fused import Head
 from ..loss.objectives import divergence, read_logps
 from torch import Tensor
@@ -24,23 +24,17 @@ if TYPE_CHECKING:
     from peft.tuners.lora import Linear as LoraLinear
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# %% ../../nbs/13_learn.reading.ipynb #1b1b2875
+# %% ../../nbs/13_learn.reading.ipynb #adf5fd19
 def read(
     model: "PreTrainedModel",  # any causal language model
     prompts: Prompts,  # the student's or the teacher's
     batch: Batch,  # the attempts
 ) -> Tensor:  # [B, T, V]
     "What the model expects at every token of the attempts."
-    ids, mask = prompts.expand()
-    mask = torch.cat([mask, batch.completion_mask], 1)
-    width = batch.completion_ids.shape[1]
-    read = model(
-        torch.cat([ids, batch.completion_ids], 1), attention_mask=mask, position_ids=positions(mask),
-        use_cache=False, logits_to_keep=width + 1,
-    )
-    return read.logits[:, :-1]
+    laid = Sequences.of(prompts, batch)
+    return laid.before_attempts(model(laid.ids, **laid.places, use_cache=False, logits_to_keep=laid.kept).logits)
 
-# %% ../../nbs/13_learn.reading.ipynb #70f561fc
+# %% ../../nbs/13_learn.reading.ipynb #1dad8c73
 @torch.no_grad()
 def read_shared(
     model: "PreTrainedModel",  # any causal language model
@@ -50,35 +44,38 @@ def read_shared(
     "The same as `read`, reading each different prompt once."
     from transformers.cache_utils import DynamicLayer
 
+    if prompts.side == "right":
+        raise ValueError(
+            "attempts do not follow a shared prompt that is padded on the right; "
+            'use read, or collate with side="left"'
+        )
+    laid = Sequences.of(prompts, batch)
     first = model(
         prompts.ids, attention_mask=prompts.mask, position_ids=positions(prompts.mask),
         use_cache=True, logits_to_keep=1,
     )
     opening, rest = first.logits[prompts.index], batch.completion_ids[:, :-1]
     if rest.shape[1] == 0: return opening
-    cache, (_, seen) = first.get("past_key_values"), prompts.expand()
+    cache = first.get("past_key_values")
     if cache is None or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return read(model, prompts, batch)
     cache.batch_select_indices(prompts.index)
-    later = seen.sum(1, keepdim=True) + torch.arange(rest.shape[1], device=rest.device)
-    mask = torch.cat([seen, batch.completion_mask[:, :-1]], 1)
-    others = model(rest, attention_mask=mask, position_ids=later, past_key_values=cache, use_cache=True)
+    later = laid.places["position_ids"][:, prompts.ids.shape[1] : -1]
+    others = model(
+        rest, attention_mask=laid.mask[:, :-1], position_ids=later, past_key_values=cache, use_cache=True,
+    )
     return torch.cat([opening, others.logits], 1)
 
-# %% ../../nbs/13_learn.reading.ipynb #7d52d492
+# %% ../../nbs/13_learn.reading.ipynb #d7795da7
 def read_hidden(
     model: "PreTrainedModel",  # any causal language model
     prompts: Prompts,  # the student's or the teacher's
     batch: Batch,  # the attempts
 ) -> Tensor:  # [B, T, H]
     "What the model's head would make its logits of, at every token of the attempts."
-    ids, mask = prompts.expand()
-    mask = torch.cat([mask, batch.completion_mask], 1)
+    laid = Sequences.of(prompts, batch)
     body = undressed(model).get_decoder()
-    read = body(
-        torch.cat([ids, batch.completion_ids], 1), attention_mask=mask, position_ids=positions(mask), use_cache=False,
-    )
-    return read.last_hidden_state[:, -batch.completion_ids.shape[1] - 1 : -1]
+    return laid.before_attempts(body(laid.ids, **laid.places, use_cache=False).last_hidden_state)
 
 # %% ../../nbs/13_learn.reading.ipynb #28316743
 def undressed(
@@ -110,7 +107,7 @@ def head_of(
     scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)
     return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None), low_rank)
 
-# %% ../../nbs/13_learn.reading.ipynb #8e2644f7
+# %% ../../nbs/13_learn.reading.ipynb #5ead2983
 @torch.no_grad()
 def check_head(
     model: "PreTrainedModel",  # any causal language model
@@ -123,7 +120,8 @@ def check_head(
         logits, expected = head_of(model).logits(hidden).float(), reader(ids, use_cache=False).logits.float()
     if not torch.allclose(logits, expected, rtol=0.02, atol=0.02 * expected.std().item()):
         raise ValueError(
-            f"the head of {base.config.model_type} does more than the fused loss knows of; use distillation_loss on its logits"
+            f"the head of {base.config.model_type} does more than the fused loss knows of; "
+            "use distillation_loss on its logits"
         )
 
 # %% ../../nbs/13_learn.reading.ipynb #e9b08139
@@ -151,7 +149,7 @@ def likeliest(
     top = logps_V.exp().topk(min(k, len(logps_V)))
     return tuple(zip((tokenizer.decode([token]) for token in top.indices.tolist()), top.values.tolist()))
 
-# %% ../../nbs/13_learn.reading.ipynb #71a3f6b5
+# %% ../../nbs/13_learn.reading.ipynb #0aeeba04
 def attempt_readings(
     rows: Sequence[Row],  # attempts with their views
     feedback: Sequence[Feedback],  # what was said of each
@@ -161,6 +159,9 @@ def attempt_readings(
     k: int = 5,  # candidates to name at each place
 ) -> tuple[AttemptReading, ...]:
     "Both opinions on every token of a few attempts."
+    sizes = [len(rows), len(feedback), len(student_logits), len(teacher_logits)]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"rows, feedback and both logits describe the same attempts, not {', '.join(map(str, sizes))}")
     readings = []
     students, teachers = read_logps(student_logits.detach()), read_logps(teacher_logits)
     for row, said, student, teacher in zip(rows, feedback, students, teachers):
@@ -170,7 +171,10 @@ def attempt_readings(
                 tokenizer.decode([token]), s[token].item(), t[token].item(), d,
                 likeliest(s, tokenizer, k), likeliest(t, tokenizer, k),
             )
-            for token, s, t, d in zip(row.rollout.completion_ids, student, teacher, apart.tolist())
+            if is_chosen else TokenReading(tokenizer.decode([token]), s[token].item(), s[token].item(), 0.0)
+            for token, is_chosen, s, t, d in zip(
+                row.rollout.completion_ids, row.rollout.mask, student, teacher, apart.tolist()
+            )
         )
         readings.append(AttemptReading(row.rollout.task.question, row.rollout.text, said, row.view, tokens))
     return tuple(readings)

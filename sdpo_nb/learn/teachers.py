@@ -7,7 +7,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.teachers.html.md"""
 # %% auto #0
 __all__ = ['Reading', 'MOMENTS', 'Record', 'moved', 'Teacher', 'Live', 'Frozen', 'EMA', 'TrustRegion', 'Restart']
 
-# %% ../../nbs/14b_learn.teachers.ipynb #b4832e62
+# %% ../../nbs/14b_learn.teachers.ipynb #8c21e61d
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,7 @@ def moved(
     change = lambda part: part.to(device) if isinstance(part, Tensor) else moved(part, device) if is_dataclass(part) else part
     return replace(record, **{name: change(part) for name, part in parts.items()})
 
-# %% ../../nbs/14b_learn.teachers.ipynb #901cbff1
+# %% ../../nbs/14b_learn.teachers.ipynb #5c7e0537
 class Teacher(ABC):
     "Who reads the attempts again."
 
@@ -90,6 +91,10 @@ class Teacher(ABC):
                 logits = read_shared(reader, moved(prompts, there), moved(batch, there)).to(batch.completion_ids.device)
             mixed = logits if share == 1 else mixed + share * logits
         return mixed
+
+    def __repr__(self) -> str:
+        settings = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     @contextmanager
     def sampler(
