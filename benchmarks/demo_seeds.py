@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from peers import run_ours, run_trl, stamp
 from sdpo_nb.core.demo import Codebook
-from sdpo_nb.learn.teachers import Frozen, Live
+from sdpo_nb.learn.teachers import EMA, Frozen, Live, Restart, TrustRegion
 from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 
 DATA = Path(__file__).parent.parent / "nbs" / "experiments" / "data"
 RATES = (1.5e-4, 3e-4, 6e-4, 1e-3)
+CURVES = ("curve", "taught", "apart")  # held-out pass rate; the teacher's, told; its distance from the student
+TEACHERS = {
+    "live": Live, "frozen": Frozen, "ema": EMA, "trust region": TrustRegion, "restart": lambda: Restart(10),
+    "ema 0.01": lambda: EMA(0.01), "ema 0.2": lambda: EMA(0.2), "trust region 0.3": lambda: TrustRegion(0.3),
+}
 
 
 def job(
@@ -50,6 +55,12 @@ EXPERIMENTS: dict[str, list[dict[str, Any]]] = {
         for kind in ("ema", "frozen", "live")
         for run in job("sdpo-nb", "sdpo", "zeta", "none", 60, seeds=3, teacher=kind)
     ],
+    "all_teachers": [
+        run
+        for kind in TEACHERS
+        for book, feedback, steps in (("zeta", "none", 60), ("omega", "full", 40))
+        for run in job("sdpo-nb", "sdpo", book, feedback, steps, seeds=3, teacher=kind)
+    ],
 }
 
 
@@ -61,10 +72,12 @@ def execute(run: dict[str, Any]) -> dict[str, Any]:
     )
     if run["package"] == "TRL": result = run_trl(environment, run["method"], size)
     else:
-        teacher = {"live": Live(), "frozen": Frozen(), "ema": None}[run["teacher"]]
-        result = run_ours(environment, METHODS[run["method"]], size, teacher)
-    curve = [(attempts, round(rate, 4)) for attempts, rate in result["curve"]]
-    return run | {"seconds": round(result["seconds"], 2), "curve": curve, "stamp": stamp()}
+        result = run_ours(environment, METHODS[run["method"]], size, TEACHERS[run["teacher"]]())
+    curves = {
+        name: [(attempts, round(value, 4)) for attempts, value in result[name]]
+        for name in CURVES if name in result
+    }
+    return run | {"seconds": round(result["seconds"], 2), **curves, "stamp": stamp()}
 
 
 def main() -> None:
@@ -80,7 +93,7 @@ def main() -> None:
     for name in options.experiments:
         path = DATA / f"{name}.json"
         known = json.loads(path.read_text())["runs"] if path.exists() and not options.again else []
-        done = [{key: value for key, value in run.items() if key not in ("seconds", "curve", "stamp")} for run in known]
+        done = [{key: value for key, value in run.items() if key not in ("seconds", "stamp", *CURVES)} for run in known]
         for run in EXPERIMENTS[name]:
             if run in done: continue
             known.append(execute(run))

@@ -45,14 +45,17 @@ def run_ours(
     method: Method,  # what is minimised
     size: LoopConfig,  # steps, seed, learning rate, how often to look
     teacher: Teacher | None = None,  # EMA(0.05) when not given
-) -> dict[str, Any]:  # seconds without the looking, and the curve
+) -> dict[str, Any]:  # seconds without the looking, and the curves: student, teacher when told, their distance
     "Train the demo with this package."
     model, tokenizer = load_demo()
     start = time.perf_counter()
     reports = fit(model, tokenizer, environment, method, teacher, size)
     wall = time.perf_counter() - start
     curve = [(r.attempts, r.held_out) for r in reports if r.held_out is not None]
-    return {"seconds": sum(r.seconds for r in reports) if curve else wall, "curve": curve, "model": model}
+    taught = [(r.attempts, r.teacher_pass_rate) for r in reports if r.teacher_pass_rate is not None]
+    apart = [(r.attempts, r.metrics["teacher_distance"]) for r in reports if "teacher_distance" in r.metrics]
+    seconds = sum(r.seconds for r in reports) if curve else wall
+    return {"seconds": seconds, "curve": curve, "taught": taught, "apart": apart, "model": model}
 
 
 def trl_trainer(

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from sdpo_nb.core.models import check_parts
 from sdpo_nb.core.demo import load_demo
 from sdpo_nb.core.records import Rollout, Task, TeacherView
-from sdpo_nb.experience.batches import LOOKS, SHOWN, SIDES, Prompts, Row, Sequences, check_parts, collate, merge, parts
+from sdpo_nb.experience.batches import LOOKS, SHOWN, SIDES, Prompts, Row, Sequences, collate, merge, parts
 from sdpo_nb.learn.reading import read
 from sdpo_nb.loss.objectives import read_logps, token_logps
 

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models as token_models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from sdpo_nb.core.models import (
-    need, pick_device, pick_dtype, load_model, check_tokenizer, render, context_length, check_fits, pad, positions,
-    as_reader, seeded
+    need, pick_device, pick_dtype, load_model, check_tokenizer, check_parts, render, context_length, check_fits, pad,
+    positions, as_reader, seeded
 )
 from cells import notebook_cell
 
@@ -137,6 +137,11 @@ def test_a_conversation_is_rendered_once_to_token_ids():
         prompt, = render(tokenizer, [greeting])
         test_eq(tokenizer.convert_ids_to_tokens(list(prompt)), ["<user>", "hello", "world", "<assistant>"])
         prompt
+
+    # %% nbs/02_core.models.ipynb#761c72a1
+    with notebook_cell("nbs/02_core.models.ipynb", "761c72a1"):
+        in_parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+        with expect_fail(ValueError, "takes text, and a turn is a list of parts"): render(tokenizer, [in_parts])
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused():

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 import torch
 from sdpo_nb.core.models import pad, positions, render
-from sdpo_nb.core.records import Message, Rollout, TeacherView
+from sdpo_nb.core.records import Rollout, TeacherView
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 import importlib.util
@@ -19,7 +19,7 @@ from sdpo_nb.experience.feedback import judge_all
 from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.experience.batches import (
-    Row, frozen, merge, SIDES, Prompts, Batch, check_parts, collate, Sequences, SHOWN, LOOKS, strip, picture, parts
+    Row, frozen, merge, SIDES, Prompts, Batch, collate, Sequences, SHOWN, LOOKS, strip, picture, parts
 )
 from cells import notebook_cell
 
