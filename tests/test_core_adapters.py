@@ -11,9 +11,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
+from peft import IA3Config, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from sdpo_nb.core.adapters import (
-    add_adapter, adapter_weights, copy_adapter, follow, average_adapter, using_adapter, merge_adapter
+    add_adapter, adapter_weights, as_it_was, copy_adapter, follow, average_adapter, using_adapter, merge_adapter
 )
 from cells import notebook_cell
 
@@ -66,12 +67,12 @@ def test_a_second_adapter_starts_where_the_first_one_stands():
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
 
-    # %% nbs/03_core.adapters.ipynb#e642d82a
-    with notebook_cell("nbs/03_core.adapters.ipynb", "e642d82a"):
+    # %% nbs/03_core.adapters.ipynb#48b3af5b
+    with notebook_cell("nbs/03_core.adapters.ipynb", "48b3af5b"):
         model, _ = add_adapter(base(), rank=2)
         with expect_fail(ValueError, "its own copy"): copy_adapter(model, "student", "student")
         model.base_model.model.model.norm.weight.requires_grad_(True)
-        with expect_fail(ValueError, "leave bias out"): copy_adapter(model, "student", "teacher")
+        with expect_fail(ValueError, "freeze it, and leave bias out"): copy_adapter(model, "student", "teacher")
 
     # %% nbs/03_core.adapters.ipynb#ff118b78
     with notebook_cell("nbs/03_core.adapters.ipynb", "ff118b78"):
@@ -81,6 +82,16 @@ def test_a_second_adapter_starts_where_the_first_one_stands():
         copy_adapter(model, "student", "teacher")
         heads = [adapter_weights(model, name)["base_model.model.lm_head.modules_to_save.weight"] for name in model.peft_config]
         test_eq((torch.equal(*heads), heads[0].data_ptr() == heads[1].data_ptr()), (True, False))
+
+    # %% nbs/03_core.adapters.ipynb#47629549
+    with notebook_cell("nbs/03_core.adapters.ipynb", "47629549"):
+        narrow, _ = add_adapter(base().bfloat16(), rank=2, whole=["lm_head"])
+        for weight in adapter_weights(narrow, "student").values(): weight.data = weight.data.float()
+        copy_adapter(narrow, "student", "teacher")
+        test_eq({weight.dtype for weight in adapter_weights(narrow, "teacher").values()}, {torch.float32})
+        for weight in adapter_weights(narrow, "teacher").values(): weight.fill_(float("inf"))
+        copy_adapter(narrow, "student", "teacher")
+        test_eq(all(weight.isfinite().all() for weight in adapter_weights(narrow, "teacher").values()), True)
 
     # %% nbs/03_core.adapters.ipynb#ad296d34
     with notebook_cell("nbs/03_core.adapters.ipynb", "ad296d34"):
@@ -147,6 +158,36 @@ def test_switching_is_a_promise_to_switch_back():
         test_eq(model.active_adapter, "student")
         test_eq({weight.requires_grad for weight in adapter_weights(model, "student").values()}, {True})
         test_eq({weight.requires_grad for weight in adapter_weights(model, "teacher").values()}, {False})
+
+    # %% nbs/03_core.adapters.ipynb#6132f329
+    with notebook_cell("nbs/03_core.adapters.ipynb", "6132f329"):
+        model, _ = add_adapter(base(), rank=4)
+        for key, weight in model.named_parameters():
+            if "lora_B" in key: torch.nn.init.normal_(weight)
+            if "lora_A" in key: weight.requires_grad_(False)
+        copy_adapter(model, "student", "teacher")
+        for weight in adapter_weights(model, "teacher").values(): torch.nn.init.normal_(weight)
+        trained = lambda: {key for key, weight in model.named_parameters() if weight.requires_grad}
+        before, said = trained(), lambda: model(ids).logits.detach()
+        with using_adapter(model, "teacher"): teacher = said(); test_eq(trained(), set())
+        with using_adapter(model, None):
+            with using_adapter(model, "teacher"): test_close(said(), teacher)
+            test_close(said(), untouched, eps=1e-6)
+        with using_adapter(model, "teacher"):
+            with using_adapter(model, None): pass
+            with using_adapter(model, "student"): pass
+            test_close(said(), teacher); test_eq(trained(), set())
+        test_eq((trained(), len(before)), (before, 14))
+
+    # %% nbs/03_core.adapters.ipynb#2ecaf1ac
+    with notebook_cell("nbs/03_core.adapters.ipynb", "2ecaf1ac"):
+        model, _ = add_adapter(base(), rank=4)
+        with as_it_was(model): model.add_adapter("other", model.peft_config["student"])
+        model.base_model.set_adapter(["student", "other"])
+        with expect_fail(ValueError, "student and other speak at once"): copy_adapter(model, "student", "teacher")
+        with warnings.catch_warnings(action="ignore"):
+            scaled = get_peft_model(base(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "student")
+        with expect_fail(ValueError, "is of kind IA3; only LoRA is known here"): adapter_weights(scaled, "student")
 
 
 def test_a_merged_adapter_is_a_plain_model_again():

@@ -236,6 +236,12 @@ def test_a_reader_has_no_gradient_and_no_dice():
             1 / 0
         test_eq((model.training, torch.is_grad_enabled()), (True, True))
 
+    # %% nbs/02_core.models.ipynb#b15bc6f4
+    with notebook_cell("nbs/02_core.models.ipynb", "b15bc6f4"):
+        model.train(); model.model.norm.eval()
+        with as_reader(model): pass
+        test_eq((model.training, model.model.norm.training), (True, False))
+
 
 def test_chance_is_borrowed_and_given_back():
     # %% nbs/02_core.models.ipynb#56da4efa

@@ -110,12 +110,14 @@ def test_equal_rows_are_read_once():
         ]
         test_eq([row.weight for row in merge(rows)], [2.0, 1.0])
 
-    # %% nbs/10_experience.batches.ipynb#ec52662b
-    with notebook_cell("nbs/10_experience.batches.ipynb", "ec52662b"):
+    # %% nbs/10_experience.batches.ipynb#cb4061c8
+    with notebook_cell("nbs/10_experience.batches.ipynb", "cb4061c8"):
         older = replace(rows[0].rollout, logps=tuple(logp - 1e-6 for logp in rows[0].rollout.logps))
         partly = replace(rows[0].rollout, chosen=(False, *rows[0].rollout.mask[1:]))
         others = [Row(older, rows[0].view), Row(partly, rows[0].view)]
         test_eq([row.weight for row in merge([*rows, *others])], [2.0, 1.0, 1.0, 1.0])
+        with_tools = [Row(replace(partly, logps=(float("nan"), *partly.logps[1:])), rows[0].view) for _ in range(2)]
+        test_eq([row.weight for row in merge(with_tools)], [2.0])
 
     # %% nbs/10_experience.batches.ipynb#25c5b170
     with notebook_cell("nbs/10_experience.batches.ipynb", "25c5b170"):

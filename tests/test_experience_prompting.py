@@ -7,16 +7,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from sdpo_nb.core.records import Message, TeacherView
-from sdpo_nb.core.text import fill
+from sdpo_nb.core.text import fill, without_thoughts
 from sdpo_nb.experience.successes import Success, check_lengths, conversation
 import json
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.experience.prompting import (
-    REPROMPT, SOLUTION, FEEDBACK, ATTEMPT, HINDSIGHT, TEMPLATES, SOURCES, WHICH, SLOTS, Prompting, strip_thoughts,
-    shown, check_attempt, check_turns, Attempts, choose, successes, demonstrations, work_in, teacher_view, Parts,
-    view_parts, teacher_views, view_fractions
+    REPROMPT, SOLUTION, FEEDBACK, ATTEMPT, HINDSIGHT, TEMPLATES, SOURCES, WHICH, SLOTS, Prompting, shown, check_attempt,
+    check_turns, Attempts, choose, successes, demonstrations, work_in, teacher_view, Parts, view_parts, teacher_views,
+    view_fractions
 )
 from cells import notebook_cell
 
@@ -95,11 +95,8 @@ def test_an_answer_is_shown_not_its_thinking():
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
-    # %% nbs/09b_experience.prompting.ipynb#999ceb5c
-    with notebook_cell("nbs/09b_experience.prompting.ipynb", "999ceb5c"):
-        test_eq(strip_thoughts("<think>6 times 7</think>\n42"), "42")
-        test_eq(strip_thoughts("6 times 7 is 42</think>\n42"), "42")
-        test_eq(strip_thoughts("6 times 7 is 42</think>\n42", prefilled=False), "6 times 7 is 42</think>\n42")
+    # %% nbs/09b_experience.prompting.ipynb#90e7d071
+    with notebook_cell("nbs/09b_experience.prompting.ipynb", "90e7d071"):
         test_eq(shown("<think>6 times 7</think>\n42", Prompting(strip_thinking=False)), "<think>6 times 7</think>\n42")
         test_eq(shown("6 times 7 is 42</think>\n42", Prompting.reference()), "6 times 7 is 42</think>\n42")
         test_eq(shown("<think>6 times 7</think>\n42", Prompting.reference()), "42")
@@ -241,8 +238,8 @@ def test_where_there_is_no_sibling_others_help():
         test_eq(demonstrations(together, Prompting(which="longest")), ["42!", "42!", "42!", "42"])
         demonstrations(together, Prompting(exclude_self=False))
 
-    # %% nbs/09b_experience.prompting.ipynb#39f94da2
-    with notebook_cell("nbs/09b_experience.prompting.ipynb", "39f94da2"):
+    # %% nbs/09b_experience.prompting.ipynb#ab0f787e
+    with notebook_cell("nbs/09b_experience.prompting.ipynb", "ab0f787e"):
         def helped(text, reward, **settings):
             alone = made_of([text], [reward], [0], earlier=[[Success("It is 42.", 1.0)]], dataset=["6 * 7 = 42"])
             return demonstrations(alone, Prompting(**settings))[0]
@@ -250,6 +247,7 @@ def test_where_there_is_no_sibling_others_help():
         test_eq(helped("It is 42.", 1), "6 * 7 = 42")
         test_eq(helped("41", 0, success_threshold=2.0), "6 * 7 = 42")
         test_eq(helped("41", 0, success_threshold=2.0, sources=("siblings", "earlier")), None)
+        test_eq(helped("6 * 7 = 42", 1, sources=("dataset",)), None)  # it is that solution itself
         helped("41", 0, sources=("dataset",))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
 from sdpo_nb.experience.successes import SuccessBuffer
-from sdpo_nb.learn.selves import put, whole
+from sdpo_nb.learn.selves import counted, put, whole
 from sdpo_nb.learn.teachers import Teacher
 from transformers import PreTrainedModel
 import tempfile
@@ -21,8 +21,8 @@ from cells import notebook_cell
 
 
 def test_the_same_numbers_to_the_last_bit():
-    # %% nbs/15b_learn.checkpoints.ipynb#e5df0544
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "e5df0544"):
+    # %% nbs/15b_learn.checkpoints.ipynb#bc64f9f4
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "bc64f9f4"):
         def student():
             torch.manual_seed(0)
             sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -30,6 +30,7 @@ def test_the_same_numbers_to_the_last_bit():
 
         def running(teacher=None, **settings):
             model = student()
+            model.register_buffer("steps_seen", torch.tensor(0.0))
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
             teacher = (teacher or EMA(0.1)).attach(model)
             return Running(model, optimizer, teacher, random.Random(0), SuccessBuffer(), settings or {"seed": 0})
@@ -42,14 +43,15 @@ def test_the_same_numbers_to_the_last_bit():
                 loss = run.model(ids, labels=ids).loss
                 loss.backward()
                 run.optimizer.step()
+                run.model.steps_seen += 1
                 run.teacher.update("rollout")
                 run.memory.remember(["a question"], [str(run.step)], [1.0])
                 run.step += 1
                 losses.append(loss.item())
             return losses
 
-    # %% nbs/15b_learn.checkpoints.ipynb#998c5edb
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "998c5edb"):
+    # %% nbs/15b_learn.checkpoints.ipynb#dcb947f9
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "dcb947f9"):
         straight = running()
         losses = go_on(straight, 6)
         for stop in range(1, 6):
@@ -60,7 +62,7 @@ def test_the_same_numbers_to_the_last_bit():
                 second = running()
                 test_eq(second.load(folder), True)
                 test_eq(before + go_on(second, 6 - stop), losses)
-            for one, other in zip(straight.trained().values(), second.trained().values()): assert torch.equal(one, other)
+            for one, other in zip(straight.changing().values(), second.changing().values()): assert torch.equal(one, other)
             kept, again = (run.teacher.state_dict() for run in (straight, second))
             test_eq(kept["updates"], again["updates"])
             assert all(torch.equal(kept["weights"][key], again["weights"][key]) for key in kept["weights"])
@@ -68,8 +70,8 @@ def test_the_same_numbers_to_the_last_bit():
 
 
 def test_what_would_be_another_run_is_refused():
-    # %% nbs/15b_learn.checkpoints.ipynb#e5df0544
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "e5df0544"):
+    # %% nbs/15b_learn.checkpoints.ipynb#bc64f9f4
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "bc64f9f4"):
         def student():
             torch.manual_seed(0)
             sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -77,6 +79,7 @@ def test_what_would_be_another_run_is_refused():
 
         def running(teacher=None, **settings):
             model = student()
+            model.register_buffer("steps_seen", torch.tensor(0.0))
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
             teacher = (teacher or EMA(0.1)).attach(model)
             return Running(model, optimizer, teacher, random.Random(0), SuccessBuffer(), settings or {"seed": 0})
@@ -89,14 +92,15 @@ def test_what_would_be_another_run_is_refused():
                 loss = run.model(ids, labels=ids).loss
                 loss.backward()
                 run.optimizer.step()
+                run.model.steps_seen += 1
                 run.teacher.update("rollout")
                 run.memory.remember(["a question"], [str(run.step)], [1.0])
                 run.step += 1
                 losses.append(loss.item())
             return losses
 
-    # %% nbs/15b_learn.checkpoints.ipynb#6a79f002
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "6a79f002"):
+    # %% nbs/15b_learn.checkpoints.ipynb#b46627cf
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "b46627cf"):
         with tempfile.TemporaryDirectory() as folder:
             test_eq(running().load(folder), False)
             running(learning_rate=0.1).save(folder)
@@ -105,12 +109,15 @@ def test_what_would_be_another_run_is_refused():
                 running(Frozen(), learning_rate=0.1).load(folder)
             (Path(folder) / "checkpoint" / "teacher.safetensors").unlink()
             with expect_fail(FileNotFoundError, "the checkpoint has no teacher"): running(learning_rate=0.1).load(folder)
+            forgetful = running(learning_rate=0.1)
+            forgetful.memory = None
+            with expect_fail(ValueError, "began with a memory of successes"): forgetful.load(folder)
             test_eq(running(learning_rate=0.1).load(folder, missing_teacher="afresh"), True)
 
 
 def test_an_interruption_while_writing_costs_nothing():
-    # %% nbs/15b_learn.checkpoints.ipynb#e5df0544
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "e5df0544"):
+    # %% nbs/15b_learn.checkpoints.ipynb#bc64f9f4
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "bc64f9f4"):
         def student():
             torch.manual_seed(0)
             sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -118,6 +125,7 @@ def test_an_interruption_while_writing_costs_nothing():
 
         def running(teacher=None, **settings):
             model = student()
+            model.register_buffer("steps_seen", torch.tensor(0.0))
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
             teacher = (teacher or EMA(0.1)).attach(model)
             return Running(model, optimizer, teacher, random.Random(0), SuccessBuffer(), settings or {"seed": 0})
@@ -130,14 +138,15 @@ def test_an_interruption_while_writing_costs_nothing():
                 loss = run.model(ids, labels=ids).loss
                 loss.backward()
                 run.optimizer.step()
+                run.model.steps_seen += 1
                 run.teacher.update("rollout")
                 run.memory.remember(["a question"], [str(run.step)], [1.0])
                 run.step += 1
                 losses.append(loss.item())
             return losses
 
-    # %% nbs/15b_learn.checkpoints.ipynb#fe17a4cc
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "fe17a4cc"):
+    # %% nbs/15b_learn.checkpoints.ipynb#af77a88e
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "af77a88e"):
         with tempfile.TemporaryDirectory() as folder:
             run = running()
             go_on(run, 1); run.save(folder)
@@ -146,12 +155,15 @@ def test_an_interruption_while_writing_costs_nothing():
             resumed = running()
             test_eq((resumed.load(folder), resumed.step), (True, 1))
             resumed.save(folder)
+            (Path(folder) / "checkpoint.old").mkdir()
+            (Path(folder) / "checkpoint.old" / "run.json").touch()  # killed while the old one was removed
+            resumed.save(folder)
             test_eq(sorted(path.name for path in Path(folder).iterdir()), ["checkpoint"])
 
 
 def test_what_we_have():
-    # %% nbs/15b_learn.checkpoints.ipynb#e5df0544
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "e5df0544"):
+    # %% nbs/15b_learn.checkpoints.ipynb#bc64f9f4
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "bc64f9f4"):
         def student():
             torch.manual_seed(0)
             sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -159,6 +171,7 @@ def test_what_we_have():
 
         def running(teacher=None, **settings):
             model = student()
+            model.register_buffer("steps_seen", torch.tensor(0.0))
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
             teacher = (teacher or EMA(0.1)).attach(model)
             return Running(model, optimizer, teacher, random.Random(0), SuccessBuffer(), settings or {"seed": 0})
@@ -171,17 +184,18 @@ def test_what_we_have():
                 loss = run.model(ids, labels=ids).loss
                 loss.backward()
                 run.optimizer.step()
+                run.model.steps_seen += 1
                 run.teacher.update("rollout")
                 run.memory.remember(["a question"], [str(run.step)], [1.0])
                 run.step += 1
                 losses.append(loss.item())
             return losses
 
-    # %% nbs/15b_learn.checkpoints.ipynb#97719bb8
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "97719bb8"):
+    # %% nbs/15b_learn.checkpoints.ipynb#84944c9a
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "84944c9a"):
         with tempfile.TemporaryDirectory() as folder:
             run = running()
             go_on(run, 1); run.save(folder)
             sizes = {path.name: path.stat().st_size for path in sorted((Path(folder) / "checkpoint").iterdir())}
-        assert sizes["teacher.safetensors"] < 1.05 * sizes["trained.safetensors"]
+        assert sizes["teacher.safetensors"] < 1.05 * sizes["student.safetensors"]
         [*sizes]

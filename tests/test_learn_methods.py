@@ -46,11 +46,13 @@ def test_sdpo():
         rows = SDPO(prompting=Prompting(feedback_only_without_solution=False)).rows(rollouts, feedback)
         test_eq([row.view.why for row in rows], ["demonstration and feedback", "no signal", "demonstration and feedback"])
 
-    # %% nbs/15_learn.methods.ipynb#32691754
-    with notebook_cell("nbs/15_learn.methods.ipynb", "32691754"):
+    # %% nbs/15_learn.methods.ipynb#0f57e088
+    with notebook_cell("nbs/15_learn.methods.ipynb", "0f57e088"):
         silent = SDPO(prompting=Prompting(use_feedback=False, sources=("siblings", "earlier")))
         with expect_fail(ValueError, "a group of one has none"): silent.check(attempts=1, temperature=1.0)
         silent.check(attempts=1, temperature=1.0, remembers=True)
+        with expect_fail(ValueError, "give fit a memory"):
+            SDPO(prompting=Prompting(use_feedback=False, sources=("earlier",))).check(attempts=8, temperature=1.0)
         SDPO().check(attempts=1, temperature=1.0)
         SDPO(prompting=Prompting(use_feedback=False)).check(attempts=1, temperature=1.0)  # the tasks may come with solutions
         with expect_fail(ValueError, "a memory that nobody asks"):

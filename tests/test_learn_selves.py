@@ -6,16 +6,19 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 import torch
-from sdpo_nb.core.adapters import adapter_weights, copy_adapter, follow, using_adapter
+from sdpo_nb.core.adapters import adapter_weights, as_it_was, copy_adapter, follow, using_adapter
 from sdpo_nb.core.models import as_reader, need
 from torch import Tensor
 from peft import PeftModel
 from transformers import PreTrainedModel
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
+from peft import LoraConfig
 from sdpo_nb.core.adapters import add_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
-from sdpo_nb.learn.selves import Keeping, gathered, whole, put, SecondSelf, FullCopy, AdapterCopy, second_self
+from sdpo_nb.learn.selves import (
+    Keeping, gathered, whole, put, SecondSelf, unwrapped, counted, check_copied, FullCopy, AdapterCopy, second_self
+)
 from cells import notebook_cell
 
 
@@ -34,9 +37,10 @@ def test_where_it_is_kept():
 
         def numbers(weights): return sum(weight.numel() for weight in weights)
 
-    # %% nbs/14_learn.selves.ipynb#a1b6deb6
-    with notebook_cell("nbs/14_learn.selves.ipynb", "a1b6deb6"):
+    # %% nbs/14_learn.selves.ipynb#96a22d0f
+    with notebook_cell("nbs/14_learn.selves.ipynb", "96a22d0f"):
         with expect_fail(ValueError, "leave its device out"): Keeping("cuda", is_parked=True)
+        with expect_fail(ValueError, "needs a floating point type"): Keeping(dtype=torch.int8)
 
 
 def test_what_every_second_self_can_do():
@@ -57,6 +61,27 @@ def test_what_every_second_self_can_do():
     # %% nbs/14_learn.selves.ipynb#2fc519d3
     with notebook_cell("nbs/14_learn.selves.ipynb", "2fc519d3"):
         with expect_fail(TypeError, "abstract"): SecondSelf()
+
+
+def test_the_student_inside_its_wrappers():
+    # %% nbs/14_learn.selves.ipynb#04240984
+    with notebook_cell("nbs/14_learn.selves.ipynb", "04240984"):
+        def student(**changes):
+            torch.manual_seed(0)
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes | changes)).train()
+
+        def learn(model, by=0.1):
+            with torch.no_grad():
+                for weight in model.parameters():
+                    if weight.requires_grad: weight.add_(by)
+
+        def numbers(weights): return sum(weight.numel() for weight in weights)
+
+    # %% nbs/14_learn.selves.ipynb#6025d689
+    with notebook_cell("nbs/14_learn.selves.ipynb", "6025d689"):
+        model = student()
+        assert unwrapped(torch.compile(model)) is model and unwrapped(model) is model
 
 
 def test_a_copy_of_all_weights():
@@ -101,6 +126,16 @@ def test_a_copy_of_all_weights():
         test_close(precise.model.lm_head.weight, student().lm_head.weight.double() + 0.05, eps=1e-6)
         with parked.reading() as reader: test_close(reader(ids).logits, student()(ids).logits, eps=1e-6)
 
+    # %% nbs/14_learn.selves.ipynb#797049c5
+    with notebook_cell("nbs/14_learn.selves.ipynb", "797049c5"):
+        model = student()
+        model.register_buffer("steps_seen", torch.tensor(0.0))
+        copied = FullCopy(model, Keeping(dtype=torch.bfloat16))
+        model.steps_seen += 3
+        copied.move(0.05)
+        test_eq((copied.counted()["steps_seen"].item(), list(copied.counted())), (3.0, ["steps_seen"]))
+        test_eq(copied.model.model.rotary_emb.inv_freq.dtype, torch.float32)
+
 
 def test_an_average_is_moved_in_place():
     # %% nbs/14_learn.selves.ipynb#04240984
@@ -117,15 +152,16 @@ def test_an_average_is_moved_in_place():
 
         def numbers(weights): return sum(weight.numel() for weight in weights)
 
-    # %% nbs/14_learn.selves.ipynb#08a3fac7
-    with notebook_cell("nbs/14_learn.selves.ipynb", "08a3fac7"):
+    # %% nbs/14_learn.selves.ipynb#34b5a3f3
+    with notebook_cell("nbs/14_learn.selves.ipynb", "34b5a3f3"):
         from torch.utils._python_dispatch import TorchDispatchMode
 
         class Largest(TorchDispatchMode):
             numbers = 0
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 out = function(*args, **kwargs or {})
-                known = {a.data_ptr() for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(a, Tensor)}
+                flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])]
+                known = {a.data_ptr() for a in flat if isinstance(a, Tensor)}
                 if isinstance(out, Tensor) and out.data_ptr() not in known: self.numbers = max(self.numbers, out.numel())
                 return out
 
@@ -163,15 +199,34 @@ def test_a_second_adapter():
         learn(model); copied.move(0.5)
         copied.gap()
 
-    # %% nbs/14_learn.selves.ipynb#e962db86
-    with notebook_cell("nbs/14_learn.selves.ipynb", "e962db86"):
-        ids, (model, _) = torch.arange(6)[None], add_adapter(student(), rank=2)
+    # %% nbs/14_learn.selves.ipynb#d8dbb01e
+    with notebook_cell("nbs/14_learn.selves.ipynb", "d8dbb01e"):
+        ids, (model, _) = torch.arange(6)[None], add_adapter(student(attention_dropout=0.5), rank=2)
         learn(model)
         copied = second_self(model)
+        assert not torch.equal(model(ids).logits, model(ids).logits)
         test_eq({key.split(".")[-2] for key, weight in model.named_parameters() if weight.requires_grad}, {"student"})
         with copied.reading() as reader: first, second = reader(ids).logits, reader(ids).logits
         test_eq((torch.equal(first, second), model.training), (True, True))
         test_eq(first.requires_grad, False)
+
+    # %% nbs/14_learn.selves.ipynb#8d90ad3a
+    with notebook_cell("nbs/14_learn.selves.ipynb", "8d90ad3a"):
+        model, _ = add_adapter(student(), rank=2, name="teacher")
+        one, other = second_self(model), second_self(model)
+        learn(model); one.move(1.0)
+        test_eq((one.gap(), other.gap() > 0, sorted(model.peft_config)), (0.0, True, ["teacher", "teacher_2", "teacher_3"]))
+        one.drop()
+        test_eq((sorted(model.peft_config), model.active_adapter), (["teacher", "teacher_3"], "teacher"))
+
+    # %% nbs/14_learn.selves.ipynb#497072e6
+    with notebook_cell("nbs/14_learn.selves.ipynb", "497072e6"):
+        model = student()
+        model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+        with expect_fail(ValueError, "transformers holds this adapter"): second_self(model)
+        model = student()
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(32, 16, dtype=torch.uint8), requires_grad=False)
+        with expect_fail(ValueError, "lm_head.weight is quantised"): second_self(model)
 
     # %% nbs/14_learn.selves.ipynb#07dc9107
     with notebook_cell("nbs/14_learn.selves.ipynb", "07dc9107"):

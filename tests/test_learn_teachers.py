@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, final
 import torch
 from sdpo_nb.core.adapters import using_adapter
 from sdpo_nb.core.models import as_reader
 from sdpo_nb.experience.batches import Batch, Prompts
 from sdpo_nb.experience.rollouts import GenerateSampler, Sampler, Sampling, sampler_for
 from sdpo_nb.learn.reading import read_shared
-from sdpo_nb.learn.selves import FullCopy, Keeping, SecondSelf, gathered, put, second_self, whole
+from sdpo_nb.learn.selves import FullCopy, Keeping, SecondSelf, gathered, put, second_self, unwrapped, whole
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tempfile
@@ -24,8 +24,11 @@ from sdpo_nb.core.adapters import adapter_weights, add_adapter
 from sdpo_nb.core.demo import DEMO, Codebook, load_demo
 from sdpo_nb.core.records import Rollout, Task
 from sdpo_nb.experience.batches import Row, collate
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from sdpo_nb.learn.teachers import Reading, MOMENTS, Record, moved, Teacher, Live, Frozen, EMA, TrustRegion, Restart
+from sdpo_nb.learn.teachers import (
+    Reading, MOMENTS, check_moment, Record, moved, Teacher, Live, Frozen, EMA, TrustRegion, Restart
+)
 from cells import notebook_cell
 
 
@@ -190,15 +193,15 @@ def test_ema():
         for key, weight in teacher.second.weights().items(): test_close(weight, start[key] + 0.3 - behind, eps=1e-6)
         test_eq(all(torch.equal(weight, base[key]) for key, weight in model.named_parameters() if key in base), True)
 
-    # %% nbs/14b_learn.teachers.ipynb#6e3457d1
-    with notebook_cell("nbs/14b_learn.teachers.ipynb", "6e3457d1"):
+    # %% nbs/14b_learn.teachers.ipynb#0ced02cb
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "0ced02cb"):
         def heard(every):
             model = student()
             teacher = EMA(0.05, every).attach(model)
             for after in ("step", "step", "rollout"): learn(model); teacher.update(after)
             return teacher.updates
         test_eq((heard("step"), heard("rollout")), (2, 1))
-        with expect_fail(ValueError, "told after a step or a rollout"): EMA().update("epoch")
+        with expect_fail(ValueError, "every must be one of step, rollout, not 'epoch'"): EMA().update("epoch")
 
 
 def test_what_is_averaged_the_factors_or_their_product():
@@ -387,15 +390,35 @@ def test_its_state_is_kept_and_taken_up_again():
                     resumed.load(f"{folder}/teacher.safetensors")
                 test_eq(same(straight, resumed), True)
 
-    # %% nbs/14b_learn.teachers.ipynb#63e4938b
-    with notebook_cell("nbs/14b_learn.teachers.ipynb", "63e4938b"):
+    # %% nbs/14b_learn.teachers.ipynb#92e30f58
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "92e30f58"):
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/teacher.safetensors"
             with expect_fail(FileNotFoundError, 'say missing="afresh"'): EMA().attach(student()).load(path)
             EMA().attach(student()).load(path, missing="afresh")
             EMA().attach(student()).save(path)
-            with expect_fail(ValueError, "the state is that of EMA, and this teacher is Frozen"): Frozen().attach(student()).load(path)
-            with expect_fail(ValueError, "another model's teacher"): EMA().attach(adapted_to := add_adapter(student())[0]).load(path)
+            with expect_fail(ValueError, "the state is that of EMA, and this teacher is Frozen"):
+                Frozen().attach(student()).load(path)
+            with expect_fail(ValueError, "another model's teacher"): EMA().attach(add_adapter(student())[0]).load(path)
+
+    # %% nbs/14b_learn.teachers.ipynb#bcd8e06b
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "bcd8e06b"):
+        teacher, model = Restart(2), adapted()
+        after(teacher.attach(model), model, 3)
+        teacher.attach(model)
+        test_eq((teacher.updates, teacher.gap(), sorted(model.peft_config)), (0, 0.0, ["student", "teacher"]))
+        teacher.detach()
+        test_eq(sorted(model.peft_config), ["student"])
+        with expect_fail(ValueError, "has no student yet; attach it to one"): teacher.state_dict()
+        with expect_fail(ValueError, "has no student yet"): teacher.read(*batch_of((4, 5)))
+        with tempfile.TemporaryDirectory() as folder:
+            save_file({"a": torch.zeros(1)}, f"{folder}/other.safetensors")
+            with expect_fail(ValueError, "no teacher wrote other.safetensors"): Live().attach(model).load(f"{folder}/other.safetensors")
+
+    # %% nbs/14b_learn.teachers.ipynb#203cae15
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "203cae15"):
+        model = adapted()
+        test_eq(Frozen(of="base").attach(torch.compile(model)).student is model, True)
 
 
 def test_what_it_would_answer():
@@ -417,13 +440,14 @@ def test_what_it_would_answer():
             batch = collate(rows, AutoTokenizer.from_pretrained(DEMO))
             return batch.student, batch
 
-    # %% nbs/14b_learn.teachers.ipynb#97c53507
-    with notebook_cell("nbs/14b_learn.teachers.ipynb", "97c53507"):
+    # %% nbs/14b_learn.teachers.ipynb#f081c17a
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "f081c17a"):
         model, tokenizer = load_demo()
         tasks = Codebook("zeta").tasks(4)
         teacher, greedy = TrustRegion(0.25).attach(model), Sampling(max_new_tokens=8, temperature=0)
         with teacher.sampler(tokenizer, greedy) as sampler: mixed = sampler.sample(tasks)
-        test_eq([r.text for r in mixed], [r.text for r in sampler_for(model, tokenizer, greedy).sample(tasks)])  # it has not moved yet
+        now = sampler_for(model, tokenizer, greedy).sample(tasks)
+        test_eq([r.text for r in mixed], [r.text for r in now])  # it has not moved yet
         with torch.no_grad(): model.lm_head.weight.mul_(-1)  # it has gone mad
         with teacher.sampler(tokenizer, greedy) as sampler: sobered = sampler.sample(tasks)
         row = Row(sobered[0])

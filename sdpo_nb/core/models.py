@@ -167,17 +167,18 @@ def positions(
     "The place of each real token in its row; padding on the left counts nothing."
     return (mask_BP.cumsum(1) - 1).clamp(min=0)
 
-# %% ../../nbs/02_core.models.ipynb #38970586
+# %% ../../nbs/02_core.models.ipynb #7561ebf6
 @contextmanager
 def as_reader(
     model: "PreTrainedModel",  # perhaps in training
 ) -> Iterator["PreTrainedModel"]:
     "Let a model read without gradient and without dropout."
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad(): yield model
-    finally: model.train(was_training)
+    finally:
+        for module in training: module.training = True  # what its owner had put into reading stays there
 
 # %% ../../nbs/02_core.models.ipynb #49ee5ea7
 @contextmanager

@@ -6,10 +6,10 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/experience.prompting.html.md"""
 
 # %% auto #0
 __all__ = ['REPROMPT', 'SOLUTION', 'FEEDBACK', 'ATTEMPT', 'HINDSIGHT', 'TEMPLATES', 'SOURCES', 'WHICH', 'SLOTS', 'Prompting',
-           'strip_thoughts', 'shown', 'check_attempt', 'check_turns', 'Attempts', 'choose', 'successes',
-           'demonstrations', 'work_in', 'teacher_view', 'Parts', 'view_parts', 'teacher_views', 'view_fractions']
+           'shown', 'check_attempt', 'check_turns', 'Attempts', 'choose', 'successes', 'demonstrations', 'work_in',
+           'teacher_view', 'Parts', 'view_parts', 'teacher_views', 'view_fractions']
 
-# %% ../../nbs/09b_experience.prompting.ipynb #021fe18e
+# %% ../../nbs/09b_experience.prompting.ipynb #7b6e71df
 import math
 import numbers
 import random
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.records import Message, TeacherView
-from ..core.text import fill
+from ..core.text import fill, without_thoughts
 from .successes import Success, check_lengths, conversation
 
 # %% ../../nbs/09b_experience.prompting.ipynb #f7325721
@@ -115,22 +115,14 @@ class Prompting:
             feedback_on_success=True, sources=("siblings",), strip_prefilled=False,
         )
 
-# %% ../../nbs/09b_experience.prompting.ipynb #c09e37de
-def strip_thoughts(
-    text: str,  # a completion, perhaps with reasoning in it
-    prefilled: bool = True,  # the prompt may have opened the tag
-) -> str:
-    "A completion without its <think> parts."
-    text = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
-    return text.split("</think>", 1)[-1].lstrip() if prefilled and "</think>" in text else text
-
-# %% ../../nbs/09b_experience.prompting.ipynb #6e1f483f
+# %% ../../nbs/09b_experience.prompting.ipynb #151870e5
 def shown(
     text: str,  # an answer
     prompting: Prompting,  # whether its thinking is part of it
 ) -> str:
     "An answer as the teacher reads it."
-    return strip_thoughts(text, prompting.strip_prefilled) if prompting.strip_thinking else text
+    if not prompting.strip_thinking: return text
+    return without_thoughts(text, only_pairs=not prompting.strip_prefilled)
 
 # %% ../../nbs/09b_experience.prompting.ipynb #68b4e55c
 def check_attempt(
@@ -212,7 +204,7 @@ def successes(
             peers.setdefault(group, []).append((i, Success(shown(text, prompting), reward)))
     return peers
 
-# %% ../../nbs/09b_experience.prompting.ipynb #1bfbb1b2
+# %% ../../nbs/09b_experience.prompting.ipynb #eb75a685
 def demonstrations(
     attempts: Attempts,  # with their siblings, earlier successes and solutions
     prompting: Prompting,  # threshold, sources, choice, and whether one's own success counts
@@ -223,7 +215,8 @@ def demonstrations(
     for i, (text, group) in enumerate(zip(attempts.completions, attempts.groups)):
         past = [s for s in (attempts.earlier or nothing)[i] if s.score >= prompting.success_threshold]
         if prompting.exclude_self: past = [success for success in past if success.text != text]
-        solution = (attempts.dataset or nothing)[i]
+        solution = (attempts.dataset or nothing)[i] or None
+        if prompting.exclude_self and solution == text: solution = None
         found = {
             "siblings": [peer for j, peer in peers.get(group, ()) if j != i or not prompting.exclude_self],
             "earlier": [Success(shown(success.text, prompting), success.score) for success in past],

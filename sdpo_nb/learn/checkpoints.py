@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.checkpoints.html.md"""
 # %% auto #0
 __all__ = ['Running', 'check_settings']
 
-# %% ../../nbs/15b_learn.checkpoints.ipynb #4728c3b4
+# %% ../../nbs/15b_learn.checkpoints.ipynb #cc9232b0
 import json
 import os
 import random
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ..experience.successes import SuccessBuffer
-from .selves import put, whole
+from .selves import counted, put, whole
 from .teachers import Teacher
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../../nbs/15b_learn.checkpoints.ipynb #630cd74b
+# %% ../../nbs/15b_learn.checkpoints.ipynb #8786d294
 @dataclass
 class Running:
     "Everything that changes while a model is trained."
@@ -37,9 +37,9 @@ class Running:
     settings: Mapping[str, Any] | None = None  # what must not change between a stop and a start, as plain values
     step: int = 0  # updates so far
 
-    def trained(self) -> dict[str, torch.Tensor]:
-        "The student's trained weights, by name."
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+    def changing(self) -> dict[str, torch.Tensor]:
+        "What changes in the student, by name: its trained weights, and what it counts."
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad} | counted(self.model)
 
     def save(
         self,
@@ -52,14 +52,17 @@ class Running:
         new, old = folder / "checkpoint.new", folder / "checkpoint.old"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file({name: whole(weight) for name, weight in self.trained().items()}, new / "trained.safetensors")
-        torch.save({"optimizer": self.optimizer.state_dict(), "luck": torch.get_rng_state()}, new / "optimizer.pt")
+        save_file({name: whole(weight) for name, weight in self.changing().items()}, new / "student.safetensors")
+        luck = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        torch.save({"optimizer": self.optimizer.state_dict(), "luck": luck}, new / "optimizer.pt")
         if self.teacher: self.teacher.save(new / "teacher.safetensors")
         about = {"step": self.step, "settings": self.settings, "chance": self.chance.getstate()}
         if self.memory is not None: about["memory"] = self.memory.state_dict()
         (new / "run.json").write_text(json.dumps(about), encoding="utf-8")
         last = folder / "checkpoint"
-        if last.exists(): os.replace(last, old)
+        if last.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(last, old)
         os.replace(new, last)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -75,17 +78,21 @@ class Running:
         if last is None: return False
         about = json.loads((last / "run.json").read_text(encoding="utf-8"))
         check_settings(about["settings"], json.loads(json.dumps(self.settings)), folder)
-        if self.teacher: self.teacher.load(last / "teacher.safetensors", missing_teacher)
-        kept, trained = load_file(last / "trained.safetensors"), self.trained()
-        if {key: tuple(w.shape) for key, w in kept.items()} != {key: tuple(w.shape) for key, w in trained.items()}:
+        kept, mine = load_file(last / "student.safetensors"), self.changing()
+        if {key: w.shape for key, w in kept.items()} != {key: w.shape for key, w in mine.items()}:
             raise ValueError(f"the checkpoint in {folder} is of another model: names or shapes of its weights differ")
-        for name, weight in trained.items(): put(weight, kept[name])
-        state = torch.load(last / "optimizer.pt", weights_only=True)
+        if ("memory" in about) != (self.memory is not None):
+            began = "with a memory of successes" if "memory" in about else "without a memory of successes"
+            raise ValueError(f"the run in {folder} began {began}; let it go on so, or give another folder")
+        if self.teacher: self.teacher.load(last / "teacher.safetensors", missing_teacher)
+        for name, weight in mine.items(): put(weight, kept[name])
+        state = torch.load(last / "optimizer.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["luck"])
+        torch.set_rng_state(state["luck"]["cpu"])
+        if len(state["luck"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["luck"]["cuda"])
         version, numbers, gauss = about["chance"]
         self.chance.setstate((version, tuple(numbers), gauss))
-        if self.memory is not None and "memory" in about: self.memory.load_state_dict(about["memory"])
+        if self.memory is not None: self.memory.load_state_dict(about["memory"])
         self.step = about["step"]
         return True
 
