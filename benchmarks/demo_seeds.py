@@ -55,7 +55,7 @@ EXPERIMENTS: dict[str, list[dict[str, Any]]] = {
         for kind in ("ema", "frozen", "live")
         for run in job("sdpo-nb", "sdpo", "zeta", "none", 60, seeds=3, teacher=kind)
     ],
-    "all_teachers": [
+    "teachers/all": [
         run
         for kind in TEACHERS
         for book, feedback, steps in (("zeta", "none", 60), ("omega", "full", 40))
@@ -89,9 +89,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore"), logging.disable(logging.WARNING)
-    DATA.mkdir(parents=True, exist_ok=True)
     for name in options.experiments:
         path = DATA / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(path.read_text())["runs"] if path.exists() and not options.again else []
         done = [{key: value for key, value in run.items() if key not in ("seconds", "stamp", *CURVES)} for run in known]
         for run in EXPERIMENTS[name]:
