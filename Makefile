@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-zero3 export run-notebooks docs bench demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 	@echo "== nbdev-test: the notebooks themselves"
 	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --n-workers $(WORKERS)
+
+test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
+	@$(PIP) --upgrade --no-deps --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
+	@PYTHONPATH=.venv/deepspeed $(QUIET) $(BIN)/python -m pytest --quiet tests/test_teachers.py -k zero_3
 
 export: .venv/.dev  ## Write the package, its tests and the README from the notebooks.
 	@PYTHONPATH=. $(BIN)/nbdev-export

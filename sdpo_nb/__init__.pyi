@@ -3,13 +3,26 @@ from sdpo_nb.core.models import load_model as load_model
 from sdpo_nb.core.demo import Codebook as Codebook, load_demo as load_demo
 from sdpo_nb.experience.rollouts import Sampling as Sampling
 from sdpo_nb.experience.feedback import Environment as Environment
+from sdpo_nb.experience.rewards import Rewards as Rewards
 from sdpo_nb.experience.sandbox import run_code as run_code
+from sdpo_nb.experience.environments import (
+    Demonstrations as Demonstrations,
+    ExactMatch as ExactMatch,
+    HumanFeedback as HumanFeedback,
+    MultipleChoice as MultipleChoice,
+    TaskSet as TaskSet,
+)
+from sdpo_nb.experience.maths import Maths as Maths, Numbers as Numbers
+from sdpo_nb.experience.formats import JSONAnswer as JSONAnswer, ToolCalls as ToolCalls
+from sdpo_nb.experience.coding import CodeTests as CodeTests
+from sdpo_nb.experience.judging import LLMJudge as LLMJudge
 from sdpo_nb.experience.prompting import Prompting as Prompting, teacher_views as teacher_views
 from sdpo_nb.experience.successes import SuccessBuffer as SuccessBuffer
-from sdpo_nb.experience.fitting import Fitting as Fitting, fit_views as fit_views
+from sdpo_nb.experience.fitting import Fitting as Fitting, fit_views as fit_views, measure as measure
 from sdpo_nb.loss.objectives import Objective as Objective
 from sdpo_nb.loss.distillation import distillation_loss as distillation_loss
 from sdpo_nb.loss.fused import Head as Head, fused_distillation_loss as fused_distillation_loss
+from sdpo_nb.learn.selves import Keeping as Keeping
 from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live, Restart as Restart, TrustRegion as TrustRegion
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
 from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit

@@ -74,7 +74,8 @@ def third_stage(rank: int, folder: str, port: int) -> None:
     from transformers.integrations import HfDeepSpeedConfig
 
     sizes = dict(train_micro_batch_size_per_gpu=2, train_batch_size=4, zero_force_ds_cpu_optimizer=False)
-    config = sizes | {"gradient_clipping": 0.0, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    stage = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    config = sizes | {"gradient_clipping": 0.0, "zero_optimization": stage}
     deepspeed.init_distributed("gloo")
     switch, all_found = HfDeepSpeedConfig(config), {}  # what a Trainer does; transformers asks it while it lives
     for trained, kind in RUNS:

@@ -46,7 +46,7 @@ def frozen(
     if isinstance(value, (list, tuple)): return tuple(frozen(inner) for inner in value)
     return type(value), value if isinstance(value, Hashable) else id(value)
 
-# %% ../../nbs/10_experience.batches.ipynb #8adb80a5
+# %% ../../nbs/10_experience.batches.ipynb #fd2cacee
 def merge(
     rows: Sequence[Row],  # some of them equal
 ) -> list[Row]:  # all different, with the weights of those they stand for
@@ -54,7 +54,7 @@ def merge(
     kept: dict[Hashable, Row] = {}
     for row in rows:
         what, seen = row.rollout, row.view and (row.view.active, frozen(row.view.messages))
-        old = tuple(logp for logp, is_chosen in zip(what.logps, what.mask) if is_chosen)  # of a tool's words it may be NaN
+        old = tuple(logp for logp, is_chosen in zip(what.logps, what.mask) if is_chosen)  # a tool's may be NaN
         key = what.prompt_ids, what.completion_ids, what.mask, old, seen, row.advantage
         kept[key] = replace(kept[key], weight=kept[key].weight + row.weight) if key in kept else row
     return list(kept.values())

@@ -140,7 +140,7 @@ class Blend:
         self.memory = read.past_key_values
         return torch.lerp(scores, read.logits[:, -1].to(scores), self.share)
 
-# %% ../../nbs/05_experience.rollouts.ipynb #7a0d3ffc
+# %% ../../nbs/05_experience.rollouts.ipynb #4efca289
 @dataclass(frozen=True)
 class GenerateSampler:
     "Sampling by transformers' own `generate`, for any causal language model."
@@ -148,7 +148,7 @@ class GenerateSampler:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     sampling: Sampling = Sampling()
-    blend: tuple[Callable[[], AbstractContextManager["PreTrainedModel"]], float] | None = None  # another's voice, its share
+    blend: tuple[Callable[[], AbstractContextManager], float] | None = None  # how another reads, and its share
 
     def sample(self, tasks: Sequence[Task], attempts: int = 1, seed: int = 0) -> list[Rollout]:
         "Try every task several times."

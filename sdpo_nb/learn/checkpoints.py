@@ -24,7 +24,7 @@ from .teachers import Teacher
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../../nbs/15b_learn.checkpoints.ipynb #8786d294
+# %% ../../nbs/15b_learn.checkpoints.ipynb #84c7b8a3
 @dataclass
 class Running:
     "Everything that changes while a model is trained."
@@ -39,7 +39,8 @@ class Running:
 
     def changing(self) -> dict[str, torch.Tensor]:
         "What changes in the student, by name: its trained weights, and what it counts."
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad} | counted(self.model)
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return trained | counted(self.model)
 
     def save(
         self,

@@ -36,7 +36,7 @@ from ..loss.distillation import COUNTS
 
 if TYPE_CHECKING: from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# %% ../../nbs/16_learn.loop.ipynb #a7b18cef
+# %% ../../nbs/16_learn.loop.ipynb #a529bf25
 @dataclass(frozen=True)
 class LoopConfig:
     "The size of a run."
@@ -57,7 +57,7 @@ class LoopConfig:
     shown: int = 4  # attempts captured at each look, for people
     save_every: int = 10  # steps between checkpoints, where the run has a folder; the last step is always kept
     errors: str = "raise"  # when a judge breaks: "raise", or "feedback" to go on without its opinion
-    missing_teacher: str = "error"  # when a checkpoint has none: "error", or "afresh" to begin as the model that is given
+    missing_teacher: str = "error"  # when a checkpoint has none: "error", or "afresh" to begin as the given model
 
     def __post_init__(self):
         least = dict(

@@ -74,7 +74,7 @@ def check_temperature(
             "give sampling and method the same one"
         )
 
-# %% ../../nbs/15_learn.methods.ipynb #d54ad903
+# %% ../../nbs/15_learn.methods.ipynb #bda49e2d
 @dataclass(frozen=True)
 class SDPO:
     "Self-Distillation Policy Optimization."
@@ -99,7 +99,9 @@ class SDPO:
             raise ValueError("a memory that nobody asks is no use; add 'earlier' to the sources, or leave it out")
         if not remembers: sources -= {"earlier"}
         if not (sources or self.prompting.use_feedback):
-            raise ValueError("the teacher would be shown earlier successes, and nobody remembers them; give fit a memory")
+            raise ValueError(
+                "the teacher would be shown earlier successes, and nobody remembers them; give fit a memory"
+            )
         if attempts == 1 and not self.prompting.use_feedback and sources <= {"siblings"}:
             raise ValueError(
                 "without feedback SDPO learns from siblings, and a group of one has none; "

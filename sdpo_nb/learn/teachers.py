@@ -55,7 +55,7 @@ def moved(
         elif is_dataclass(part): parts[name] = moved(part, device)
     return replace(record, **parts)
 
-# %% ../../nbs/14b_learn.teachers.ipynb #d1c5c663
+# %% ../../nbs/14b_learn.teachers.ipynb #c5f5d2ae
 class Teacher(ABC):
     "Who reads the attempts again."
 
@@ -144,7 +144,7 @@ class Teacher(ABC):
 
     def prepare(
         self,
-        how: Callable[["PreTrainedModel"], Any],  # e.g. fully_shard; if it returns a model, that is the copy from now on
+        how: Callable[["PreTrainedModel"], Any],  # e.g. fully_shard; a model that it returns is the copy from now on
     ) -> None:
         "Do to a copy of all weights what is done to its student; a second adapter shares its student's fate."
         if not isinstance(self.second, FullCopy): return
