@@ -280,15 +280,15 @@ def test_header_question_and_the_assistant_s_header_survive_any_limit():
             survives(tokenizer, parts, Fitting(limit, cut, cut, overflow="inactive"))
         holds()
 
-    # %% nbs/09c_experience.fitting.ipynb#9055d5f3
-    with notebook_cell("nbs/09c_experience.fitting.ipynb", "9055d5f3"):
+    # %% nbs/09c_experience.fitting.ipynb#d623e1df
+    with notebook_cell("nbs/09c_experience.fitting.ipynb", "d623e1df"):
         tokenizer = AutoTokenizer.from_pretrained(DEMO)
         long = Parts(turns, "so=P ka=M " * 12, "1 of 2 wrong. Use so=P. " * 10)
         limits = range(10, 230, 3)
         views = [survives(tokenizer, long, Fitting(limit, overflow="inactive")) for limit in limits]
         figure, axes = plt.subplots(figsize=(6, 2.4))
         axes.step(limits, [len(view.demonstration or "") for view in views], label="demonstration")
-        axes.step(limits, [len(view.feedback) for view in views], label="feedback")
+        axes.step(limits, [len(view.feedback) for view in views], label="feedback", ls="--")
         axes.set(xlabel="max_tokens", ylabel="characters kept")
         axes.legend();
 
