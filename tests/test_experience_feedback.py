@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, SupportsFloat, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from sdpo_nb.core.records import Feedback, Rollout, Task
 from sdpo_nb.core.text import shorten
 import matplotlib.pyplot as plt
@@ -22,8 +22,8 @@ from IPython.display import Markdown
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.experience.feedback import (
-    Environment, Judge, ManyJudge, as_number, as_feedback, JUDGES, judges_loop, caught, wait_for, settle, ERRORS,
-    JUDGE_ERROR, JudgeError, words_of, name_of, Hearing, judge_all, tasks_of
+    Environment, Judge, ManyJudge, as_feedback, JUDGES, judges_loop, caught, wait_for, settle, ERRORS, JUDGE_ERROR,
+    JudgeError, check_errors, words_of, name_of, Hearing, judge_all, tasks_of
 )
 from cells import notebook_cell
 
@@ -92,25 +92,27 @@ def test_rewards_of_any_shape_become_feedback():
         async def raising(error): raise error
         def no_errors(index, error): raise error
 
-    # %% nbs/06_experience.feedback.ipynb#70936898
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "70936898"):
+    # %% nbs/06_experience.feedback.ipynb#6b72042b
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "6b72042b"):
         test_eq([as_feedback(one) for one in (0.5, {"score": 0.5}, Feedback(0.5))], [Feedback(0.5)] * 3)
-        test_eq([as_feedback(one).score for one in (True, np.bool_(False), np.float32(1), torch.tensor(0))], [1, 0, 1, 0])
+        numbers = (True, np.bool_(False), np.float32(1), torch.tensor(0))
+        test_eq([make(one).score for make in (as_feedback, Feedback) for one in numbers], [1, 0, 1, 0] * 2)
+        test_eq(as_feedback({"score": 1.0, "acc": True, "pred": "42", "gap": None}), Feedback(1.0, metrics={"acc": 1.0}))
         rewards = [
             1, True, np.float32(0.5), torch.tensor(0.5), {"score": 0}, {"score": 0, "feedback": "Too small."},
             {"score": 0, "feedback": None, "solution": "42"}, {"score": 0, "feedback": "Too small.", "distance": np.int64(1)},
-            Feedback(0, "Too small."),
+            {"score": 1.0, "acc": True, "pred": "42", "extracted": None}, Feedback(0, "Too small."),
         ]
         row = lambda one, said: f"| `{one!r}` | {said.score} | {said.text} | {said.solution} | {dict(said.metrics) or ''} |"
         head = ["| returned | score | text | solution | metrics |", "|---|---|---|---|---|"]
         Markdown("\n".join(head + [row(reward, as_feedback(reward)) for reward in rewards]))
 
-    # %% nbs/06_experience.feedback.ipynb#c711b8ef
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "c711b8ef"):
+    # %% nbs/06_experience.feedback.ipynb#4f1e02af
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "4f1e02af"):
         with expect_fail(ValueError, "needs a 'score'"): as_feedback({"reward": 1.0})
         with expect_fail(ValueError, "feedback must be text, not int"): as_feedback({"score": 1.0, "feedback": 0})
         with expect_fail(ValueError, "a solution must be text, not int"): as_feedback({"score": 1.0, "solution": 42})
-        with expect_fail(ValueError, "'words' is str"): as_feedback({"score": 1.0, "words": "many"})
+        with expect_fail(ValueError, "a metric must be a number; 'gaps' is list"): as_feedback({"score": 1.0, "gaps": [1, 2]})
         for reward in ("1", None, torch.ones(2), np.ones(2), [1.0], float("inf"), torch.tensor(float("nan"))):
             with expect_fail(ValueError, "a score must be a finite number"): as_feedback(reward)
 
@@ -209,8 +211,8 @@ def test_a_broken_judge_names_itself_and_the_attempt():
                 ["KeyError: 'answer'", "ValueError: two lines", "AssertionError"])
         [name_of(judge) for judge in (len, partial(partial(len), ""), Multiply().judge, Multiply())]
 
-    # %% nbs/06_experience.feedback.ipynb#8375ea37
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "8375ea37"):
+    # %% nbs/06_experience.feedback.ipynb#25ff89a5
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "25ff89a5"):
         hearing = Hearing(["What is 6 times 7?"] * 3, ["41", "forty-two", "42"])
         message = "exact, asked about attempt 1 ('forty-two' to 'What is 6 times 7?'): ValueError: a score must be a finite"
         with expect_fail(JudgeError, message): hearing.hear("exact", [0.0, float("nan"), 1.0])
@@ -218,7 +220,6 @@ def test_a_broken_judge_names_itself_and_the_attempt():
             hearing.each("exact", [1.0, 0.0])
         for result in (1.0, "111", {"score": [1, 1, 1]}, {1, 2, 3}, None):
             with expect_fail(JudgeError, "return a list, one for each attempt"): hearing.each("exact", result)
-        with expect_fail(ValueError, "errors must be raise or feedback, not 'ignore'"): Hearing([], [], "ignore")
         hearing.hear("exact", hearing.each("exact", torch.tensor([0, 0.5, 1])))
 
     # %% nbs/06_experience.feedback.ipynb#cd36eaac
@@ -231,6 +232,17 @@ def test_a_broken_judge_names_itself_and_the_attempt():
         test_eq([one.metrics[JUDGE_ERROR] for one in said], [0, 1, 1])
         test_eq(said[1].text, "")
         said[2].text
+
+    # %% nbs/06_experience.feedback.ipynb#ccf82c7f
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "ccf82c7f"):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            said = replace(hearing, errors="silence").hear("exact", [0.0, OSError("down"), 1.0])
+        test_eq(([one.text for one in said], said[1].metrics), ([""] * 3, {JUDGE_ERROR: 1}))
+        test_eq([str(one.message) for one in heard], ["exact failed, and an attempt scores 0 in silence: OSError: down"])
+        kept = replace(hearing, errors="return").hear("exact", [0.0, OSError("down"), None])
+        test_eq([type(one) for one in kept], [Feedback, JudgeError, type(None)])
+        test_eq((type(kept[1].__cause__), words_of(kept[1])), (OSError, "OSError: down"))
 
 
 def test_one_answer_one_judgement_in_order():
@@ -264,8 +276,8 @@ def test_one_answer_one_judgement_in_order():
         said = judge_all(Multiply(), [attempt("41"), attempt("42"), attempt("many")])
         test_eq([(f.score, f.text) for f in said], [(0, "Too small."), (1, ""), (0, "Answer with a number.")])
 
-    # %% nbs/06_experience.feedback.ipynb#85508e0f
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "85508e0f"):
+    # %% nbs/06_experience.feedback.ipynb#6a291bb8
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "6a291bb8"):
         class Waiting(Multiply):
             def judge(self, task, answer):
                 return asyncio.sleep(0.001 * (len(answer) % 3), Multiply().judge(task, answer))
@@ -280,6 +292,8 @@ def test_one_answer_one_judgement_in_order():
         class AllWait(Multiply): judge = ManyWait()
 
         test_eq(judge_all(AllAtOnce(), []), [])
+        with expect_fail(ValueError, "errors must be one of raise, feedback, silence, not 'ignore'"):
+            judge_all(AllAtOnce(), [], "ignore")
 
         @settings(derandomize=True, max_examples=30, deadline=None, database=None)
         @given(st.lists(st.integers(35, 49) | st.text(max_size=5)), st.randoms(use_true_random=False))
@@ -310,10 +324,21 @@ def test_one_answer_one_judgement_in_order():
         try: judge_all(Broken(), rollouts)
         except JudgeError as error: test_eq(type(error.__cause__), ValueError)
 
-    # %% nbs/06_experience.feedback.ipynb#a0e06761
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "a0e06761"):
-        said = judge_all(Broken(), rollouts, errors="feedback")
-        test_eq([(f.score, f.metrics[JUDGE_ERROR]) for f in said], [(1, 0), (0, 1), (0, 0)])
+    # %% nbs/06_experience.feedback.ipynb#db0e1a1f
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "db0e1a1f"):
+        class OneLost:
+            def many(self, tasks, answers): return [1.0, KeyError("answer"), 0.0]
+
+        class ManyBroken(Multiply): judge = OneLost()
+
+        for environment in (Broken(), ManyBroken()):
+            said = judge_all(environment, rollouts, errors="feedback")
+            test_eq([(f.score, f.metrics[JUDGE_ERROR]) for f in said], [(1, 0), (0, 1), (0, 0)])
+            with warnings.catch_warnings(action="ignore"): said = judge_all(environment, rollouts, errors="silence")
+            test_eq(said[1], Feedback(0.0, "", {JUDGE_ERROR: 1.0}))
+        said = judge_all(ManyBroken(), rollouts, errors="feedback")
+        with expect_fail(JudgeError, "OneLost, asked about attempt 1 ('six times seven' to 'What is 6 times 7?'): KeyError: 'answer'"):
+            judge_all(ManyBroken(), rollouts)
         said[1].text
 
     # %% nbs/06_experience.feedback.ipynb#f485de4a
@@ -398,10 +423,10 @@ def test_what_we_have():
         said = judge_all(environment, rollouts)
         [(rollout.text, feedback.text) for rollout, feedback in list(zip(rollouts, said))[:3]]
 
-    # %% nbs/06_experience.feedback.ipynb#cd63dc6b
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "cd63dc6b"):
+    # %% nbs/06_experience.feedback.ipynb#39849ed6
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "39849ed6"):
         figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), sharey=True)
         for ax, name, values in zip(axes, ("scores", "texts"), (Counter(f.score for f in said), Counter(f.text for f in said))):
             ax.bar(range(len(values)), sorted(values.values(), reverse=True))
-            ax.set(title=f"{len(values)} different {name}", xticks=[])
+            ax.set(title=f"different {name}: {len(values)}", xticks=[])
         axes[0].set_ylabel("attempts");

@@ -24,7 +24,7 @@ from sdpo_nb.experience.judging import EndpointError, LLMJudge, Trouble, content
 QUESTION = Task.ask("What is 6 times 7?", answer="42")
 QUICK = {"tries": 3, "first_wait": 0.01, "timeout": 5.0}
 VERDICT = '{"feedback": "Count again.", "score": 0.25}'
-FAILED = Feedback(0.0, "", {"judge_failed": 1.0})
+FAILED = Feedback(0.0, "", {"judge_error": 1.0})
 
 
 def chat(words: str) -> bytes:
@@ -98,14 +98,14 @@ PASSING = {  # what a server may do once and be asked again
 def test_what_may_pass_is_asked_again(script):
     with misbehaving(script, chat(VERDICT)) as server:
         said = LLMJudge(server.url, "m", **QUICK)(QUESTION, "41")
-    assert said == Feedback(0.25, "Count again.", {"judge_failed": 0.0})
+    assert said == Feedback(0.25, "Count again.", {"judge_error": 0.0})
     assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("script", PASSING.values(), ids=PASSING)
 def test_what_does_not_pass_is_not_the_policys_fault(script):
     with misbehaving(script) as server:
-        judge = LLMJudge(server.url, "m", errors="zero", **QUICK)
+        judge = LLMJudge(server.url, "m", errors="silence", **QUICK)
         with pytest.warns(UserWarning, match=f"the judge m at {server.url} gave no verdict: "):
             assert judge(QUESTION, "41") == FAILED
     assert len(server.asked) == 3
@@ -119,7 +119,7 @@ FATAL = {"moved": http_reply(301, b"", "Location: http://127.0.0.1:9/"), "key": 
 def test_what_can_never_work_stops_the_run_at_once(script):
     with misbehaving(script) as server:
         with pytest.raises(EndpointError, match=f"at {server.url} .* in 1 of 3 tries; the last one: HTTP"):
-            LLMJudge(server.url, "m", errors="zero", **QUICK)(QUESTION, "41")
+            LLMJudge(server.url, "m", errors="silence", **QUICK)(QUESTION, "41")
     assert len(server.asked) == 1
 
 
@@ -139,15 +139,15 @@ SLOW = {"silent": 30.0, "silent after the head": [http_reply(200, b"x" * 99)[:-9
 def test_a_slow_server_has_as_long_as_was_said(script):
     with misbehaving(script, chat(VERDICT)) as server:
         started = time.monotonic()
-        said = LLMJudge(server.url, "m", timeout=0.4, tries=2, first_wait=0.01)(QUESTION, "41")
+        said = LLMJudge(server.url, "m", timeout=0.2, tries=2, first_wait=0.01)(QUESTION, "41")
         assert said.score == 0.25 and time.monotonic() - started < 8
 
 
 def test_it_waits_as_long_as_it_is_told_and_not_longer():
-    with misbehaving(http_reply(429, b"", "Retry-After: 0.5"), chat(VERDICT)) as server:
+    with misbehaving(http_reply(429, b"", "Retry-After: 0.3"), chat(VERDICT)) as server:
         started = time.monotonic()
         LLMJudge(server.url, "m", **QUICK)(QUESTION, "41")
-        assert 0.5 <= time.monotonic() - started < 8
+        assert 0.3 <= time.monotonic() - started < 8
     with misbehaving(http_reply(503, b"", "Retry-After: 86400")) as server:
         with pytest.raises(EndpointError, match="in 1 of 3 tries; .*asks for 86400 seconds of rest"):
             LLMJudge(server.url, "m", **QUICK)(QUESTION, "41")
@@ -180,7 +180,7 @@ def test_the_key_is_sent_and_told_nobody(monkeypatch):
     assert "unknown key ***" in told and "swordfish" not in told
     with misbehaving(http_reply(500, b"sk-swordfish is overloaded")) as server:
         with pytest.warns(UserWarning) as heard:
-            LLMJudge(server.url, "m", key_env="JUDGE_KEY", errors="zero", **QUICK)(QUESTION, "41")
+            LLMJudge(server.url, "m", key_env="JUDGE_KEY", errors="silence", **QUICK)(QUESTION, "41")
     assert "swordfish" not in str(heard[0].message)
 
 
@@ -200,13 +200,14 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch):
 
 def test_what_is_sent():
     with misbehaving(chat(VERDICT)) as server:
-        judge = LLMJudge(server.url + "/", "m", reference="answer", options={"top_p": 0.5}, **QUICK)
+        judge = LLMJudge(server.url + "/", "m", column="answer", options={"top_p": 0.5}, **QUICK)
         judge(QUESTION, 'He said: {"score": 1} {reference} \ud800 ünïcödé')
     head, payload = server.asked[0]
     asked = payload["messages"][0].pop("content")
     assert payload == {"model": "m", "messages": [{"role": "user"}], "top_p": 0.5}
-    assert '<answer>\nHe said: {"score": 1} {reference} ? ünïcödé\n</answer>' in asked
-    assert "<reference>\n42\n</reference>" in asked
+    tag = asked.partition("<answer-")[2].partition(">")[0]
+    assert f'<answer-{tag}>\nHe said: {{"score": 1}} {{reference}} ? ünïcödé\n</answer-{tag}>' in asked
+    assert f"<reference-{tag}>\n42\n</reference-{tag}>" in asked
     assert "Authorization" not in head and head["Content-Type"] == "application/json"
 
 
@@ -216,7 +217,7 @@ def test_many_keep_their_order_and_their_bound():
     class Counting(Handler):
         def do_POST(self):
             said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-            number = int(said.split("<answer>\n")[1].split("\n")[0])
+            number = int(said.partition("<answer-")[2].split("\n")[1])
             with lock:
                 busy[0] += 1
                 most[0] = max(most[0], busy[0])
@@ -284,7 +285,7 @@ def test_a_real_model_talks_nonsense(served):
     with pytest.raises(EndpointError, match=r"in 2 of 2 tries; the last one: no verdict in its reply: \S"):
         judge(QUESTION, "ka so")
     with pytest.warns(UserWarning, match="no verdict in its reply"):
-        patient = LLMJudge(served, str(DEMO), "{question} {answer}", options={"max_tokens": 16}, tries=1, errors="zero")
+        patient = LLMJudge(served, str(DEMO), "{question} {answer}", options={"max_tokens": 16}, tries=1, errors="silence")
         assert patient.many([QUESTION] * 3, ["ka so", "{answer}", ""]) == [FAILED] * 3
 
 
