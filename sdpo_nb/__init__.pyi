@@ -9,11 +9,12 @@ from sdpo_nb.experience.environments import (
     Demonstrations as Demonstrations,
     ExactMatch as ExactMatch,
     HumanFeedback as HumanFeedback,
-    MultipleChoice as MultipleChoice,
     TaskSet as TaskSet,
 )
+from sdpo_nb.experience.choices import MultipleChoice as MultipleChoice
 from sdpo_nb.experience.maths import Maths as Maths, Numbers as Numbers
-from sdpo_nb.experience.formats import JSONAnswer as JSONAnswer, ToolCalls as ToolCalls
+from sdpo_nb.experience.formats import JSONAnswer as JSONAnswer
+from sdpo_nb.experience.toolcalls import ToolCalls as ToolCalls
 from sdpo_nb.experience.coding import CodeTests as CodeTests
 from sdpo_nb.experience.judging import LLMJudge as LLMJudge
 from sdpo_nb.experience.prompting import Prompting as Prompting, teacher_views as teacher_views

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdpo_nb.core.records import Feedback, Task
-from sdpo_nb.experience.environments import Demonstrations, ExactMatch, HumanFeedback, MultipleChoice, Remark, TaskSet
-from sdpo_nb.experience.formats import JSONAnswer, Pattern, Tagged, ToolCalls
+from sdpo_nb.experience.environments import Demonstrations, ExactMatch, HumanFeedback, Remark, TaskSet
+from sdpo_nb.experience.formats import JSONAnswer, Pattern, Tagged
+from sdpo_nb.experience.toolcalls import ToolCalls
+from sdpo_nb.experience.choices import MultipleChoice
 from sdpo_nb.experience.maths import MODULE, BoundedProcess, Numbers
 
 TASK = Task.ask(

@@ -3,7 +3,6 @@ import inspect
 import json
 import random
 import re
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
@@ -21,8 +20,7 @@ from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from datasets import Dataset
 from sdpo_nb.experience.environments import (
     as_task, as_tasks, question_key, check_judge, TaskSet, draw, boxed, unwrapped, Array, plain, wanted, verdict,
-    legible, quote, loosely, ExactMatch, options_of, DENIAL, BREAK, bare, label_pattern, word_pattern, options_named,
-    label_of, MultipleChoice, Remark, as_remark, HumanFeedback, Demonstrations
+    legible, quote, loosely, ExactMatch, Remark, as_remark, HumanFeedback, Demonstrations
 )
 from cells import notebook_cell
 
@@ -208,75 +206,6 @@ def test_an_exact_match():
         ExactMatch(names_answer=True)(prime, "4").text
 
 
-def test_a_choice_may_be_a_letter_or_the_words_themselves():
-    # %% nbs/08_experience.environments.ipynb#ef457bd9
-    with notebook_cell("nbs/08_experience.environments.ipynb", "ef457bd9"):
-        rows = [{"prompt": f"What is {number} times 7?", "answer": str(7 * number)} for number in range(1, 11)]
-
-    # %% nbs/08_experience.environments.ipynb#1996c3fd
-    with notebook_cell("nbs/08_experience.environments.ipynb", "1996c3fd"):
-        def is_right(task, answer): return float(answer == task.info["answer"])
-
-    # %% nbs/08_experience.environments.ipynb#2e586dc1
-    with notebook_cell("nbs/08_experience.environments.ipynb", "2e586dc1"):
-        parts = ("((B", "<think>", "\n", "answer: ", "\\boxed{", "[[", "Lyon ", "1,", "B ", ". ", "a ", ",  not")
-        long = [part * (200_000 // len(part)) for part in parts]
-        hostile = ["", "\0", "\ud800", "\u202eyoN", "{answer}", *long]
-
-    # %% nbs/08_experience.environments.ipynb#394b8c13
-    with notebook_cell("nbs/08_experience.environments.ipynb", "394b8c13"):
-        cities = {"A": "Paris", "B": "Lyon", "C": "a dog", "D": "Paris, Texas"}
-        right = [
-            "B", "b", "(B)", "B.", "**B**", "B) Lyon", "**B.** Lyon", "lyon", "It is Lyon.", r"\boxed{B}", r"\boxed{\text{B}}",
-            "Answer: B", "**Answer: B**", "I say (B), clearly.", "The answer is (B) because of its lights.", "I choose B",
-            "The correct one is B", "B because it is so", "<answer>B</answer>", "The answer is B, not A.", "It is not A but B.", "A is wrong. It is B.",
-            "I don't know. Perhaps B?", "B: A dog is no city.",
-        ]
-        test_eq({text: options_named(text, cities) for text in right}, dict.fromkeys(right, ["B"]))
-        said = {
-            "A, B, C, D": "ABCD", "(A) or (B)": "AB", "A or B": "AB", "A to B": "AB", "Paris or Lyon": "AB",
-            "The answer is A or B or C": "ABC",
-            "Answer: A. No: the answer is B": "AB", "It is not (B).": "", "Option A is wrong. Option B is wrong.": "",
-            "A. is wrong. The right one is D": "D", "Definitely not Paris": "", "Neither A nor B": "", "It isn't Lyon": "",
-            "The answer is A dog.": "C", "A dog": "C", "Paris, Texas": "D", "In Paris,\n Texas!": "D", "I do not know": "",
-            "A dog, perhaps, or Lyon": "CB", r"\boxed{": "", "": "",
-        }
-        test_eq({text: "".join(options_named(text, cities)) for text in said}, said)
-        odd = {"A": "not Lyon", "B": "False", "C": "-5", "D": "5"}
-        for text, label in zip(("It is not Lyon.", "false", "It is False", "-5", "It is -5.", "5"), "ABBCCD"):
-            test_eq((text, options_named(text, odd)), (text, [label]))
-        for text, label in {"2": "2", "(1)": "1", "Answer: no": "no", "1. 2": "1", "I have no idea": ""}.items():
-            test_eq((text, "".join(options_named(text, {"1": "2", "2": "1", "no": "x"}))), (text, label))
-        said
-
-    # %% nbs/08_experience.environments.ipynb#2871e650
-    with notebook_cell("nbs/08_experience.environments.ipynb", "2871e650"):
-        capital = Task.ask("What is the capital of France?", options=["Paris", "Lyon", "Nice"], answer="A")
-        judge = MultipleChoice()
-        test_eq(judge(capital, "(A)"), Feedback(1.0, metrics={"well_formed": 1.0}))
-        test_eq(judge(capital, "B").text, 'B, "Lyon", is wrong.')
-        test_eq(judge(capital, "").text, "No option was clearly chosen; answer with one of A, B, C.")
-        test_eq(judge(capital, "Paris or Nice").text, 'The answer names A, "Paris" and C, "Nice"; choose one.')
-        MultipleChoice(names_answer=True)(capital, "Answer: B")
-
-    # %% nbs/08_experience.environments.ipynb#611ebc6e
-    with notebook_cell("nbs/08_experience.environments.ipynb", "611ebc6e"):
-        for answer in (0, "A", "Paris", np.int64(0), 0.0, np.float32(0)):
-            for options in (["Paris", "Lyon"], np.array(["Paris", "Lyon"]), {"label": ["A", "B"], "text": ["Paris", "Lyon"]}):
-                test_eq(judge(Task.ask("Which?", options=options, answer=answer), "paris").score, 1.0)
-        test_eq(judge(Task.ask("Which?", options={"yes": "It is.", "no": "It is not."}, answer="no"), "No.").score, 1.0)
-        test_eq([label_of(1, {"1": "Paris", "2": "Lyon"}), label_of(1, {"A": "Paris", "B": "Lyon"})], ["1", "B"])
-        test_eq([label_of(-1, {"A": "Paris"}), label_of(2, {"A": "Paris"})], [None, None])
-        with expect_fail(ValueError, "the task's 'answer' is 'Rome', which is none of {'A': 'Paris', 'B': 'Lyon'}"):
-            judge(Task.ask("Which?", options=["Paris", "Lyon"], answer="Rome"), "A")
-        for answer in (True, 0.5, 7, [0]):
-            with expect_fail(ValueError, f"the task's 'answer' is {answer!r}, which is none of"):
-                judge(Task.ask("Which?", options=["Paris", "Lyon"], answer=answer), "A")
-        for options in (["Paris"], "Paris", 7, [], {"A": "Paris"}):
-            with expect_fail(ValueError, "a choice has 2 to 26 options, or a mapping with labels; 'options' holds"):
-                judge(Task.ask("Which?", options=options, answer="A"), "A")
-
-
 def test_what_people_said():
     # %% nbs/08_experience.environments.ipynb#ef457bd9
     with notebook_cell("nbs/08_experience.environments.ipynb", "ef457bd9"):
@@ -359,10 +288,10 @@ def test_answers_that_mean_harm():
         long = [part * (200_000 // len(part)) for part in parts]
         hostile = ["", "\0", "\ud800", "\u202eyoN", "{answer}", *long]
 
-    # %% nbs/08_experience.environments.ipynb#ebeeda27
-    with notebook_cell("nbs/08_experience.environments.ipynb", "ebeeda27"):
+    # %% nbs/08_experience.environments.ipynb#c2ad7512
+    with notebook_cell("nbs/08_experience.environments.ipynb", "c2ad7512"):
         capital = Task.ask("What is the capital of France?", options=["Paris", "Lyon"], answer="Paris")
-        judges = [ExactMatch(lenient=True), MultipleChoice(), HumanFeedback([Remark(capital.question, "No.", False, "Lyon")])]
+        judges = [ExactMatch(lenient=True), HumanFeedback([Remark(capital.question, "No.", False, "Lyon")])]
         start = time.perf_counter()
         said = [judge(capital, answer) for judge in judges for answer in hostile]
         assert time.perf_counter() - start < 10

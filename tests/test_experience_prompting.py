@@ -2,7 +2,6 @@
 import math
 import numbers
 import random
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

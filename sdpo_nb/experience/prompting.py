@@ -9,11 +9,10 @@ __all__ = ['REPROMPT', 'SOLUTION', 'FEEDBACK', 'ATTEMPT', 'HINDSIGHT', 'TEMPLATE
            'shown', 'check_attempt', 'check_turns', 'Attempts', 'choose', 'successes', 'demonstrations', 'work_in',
            'teacher_view', 'Parts', 'view_parts', 'teacher_views', 'view_fractions']
 
-# %% ../../nbs/09b_experience.prompting.ipynb #7b6e71df
+# %% ../../nbs/09b_experience.prompting.ipynb #2a762369
 import math
 import numbers
 import random
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

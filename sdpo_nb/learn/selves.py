@@ -8,10 +8,10 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.selves.html.md"""
 __all__ = ['Keeping', 'gathered', 'whole', 'put', 'SecondSelf', 'unwrapped', 'counted', 'check_copied', 'FullCopy', 'AdapterCopy',
            'second_self']
 
-# %% ../../nbs/14_learn.selves.ipynb #fd1014d4
+# %% ../../nbs/14_learn.selves.ipynb #4ff6c3b7
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
