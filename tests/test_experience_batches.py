@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 import importlib.util
 import random
+import time
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from pathlib import Path
@@ -459,6 +460,21 @@ def test_what_we_have():
         test_eq(sum(row.weight for row in merge(speaking)), float(len(speaking)))
         test_eq(sizes["merged"]["rows"] < 0.7 * sizes["as they come"]["rows"], True)
         sizes
+
+    # %% nbs/10_experience.batches.ipynb#5c68d47d
+    with notebook_cell("nbs/10_experience.batches.ipynb", "5c68d47d"):
+        def seconds(rows):
+            model, tokenizer = load_demo()
+            batch, times = collate(rows, tokenizer), []
+            readings = [Sequences.of(prompts, batch) for prompts in (batch.student, batch.teacher)]
+            for _ in range(3):
+                start = time.process_time()
+                with torch.no_grad():
+                    for reading in readings: model(reading.ids, **reading.places)
+                times.append(time.process_time() - start)
+            return min(times)
+
+        f"{seconds(rows) / seconds(merge(speaking)):.1f} times as long for all as for those that are read"
 
     # %% nbs/10_experience.batches.ipynb#8ff694b1
     with notebook_cell("nbs/10_experience.batches.ipynb", "8ff694b1"):
