@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cells import hear_ctrl_c
+
 COMMAND = [sys.executable, "-c", "import sys; from sdpo_nb.run.cli import main; sys.exit(main())"]
-
-
-def hear_ctrl_c() -> None:
-    "A shell's background jobs ignore Ctrl-C, and so would their children."
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_ends_cleanly_and_keeps_the_report_so_far(tmp_path: Path):

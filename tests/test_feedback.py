@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from cells import hear_ctrl_c
 from jupyter_client.manager import start_new_kernel
 from sdpo_nb.core.demo import load_demo
 from sdpo_nb.core.records import Task
@@ -60,12 +61,14 @@ def test_ctrl_c_does_not_wait_for_a_server():
         "finally: time.sleep(1)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=hear_ctrl_c,
     ) as asking:
         assert asking.stdout.readline() == "asked\n"
         start = time.monotonic()
         asking.send_signal(signal.SIGINT)
-        printed, errors = asking.communicate(timeout=60)
+        try: printed, errors = asking.communicate(timeout=60)
+        finally: asking.kill()
     assert printed == "gave up\n" and errors.rstrip().endswith("KeyboardInterrupt"), errors
     assert time.monotonic() - start < 30
 
