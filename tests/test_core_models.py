@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from sdpo_nb.core.models import (
     need, pick_device, pick_dtype, load_model, check_tokenizer, check_parts, render, context_length, check_fits, pad,
-    positions, as_reader, seeded
+    positions, reshard, as_reader, seeded
 )
 from cells import notebook_cell
 

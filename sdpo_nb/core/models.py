@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.models.html.md"""
 
 # %% auto #0
 __all__ = ['need', 'pick_device', 'pick_dtype', 'load_model', 'check_tokenizer', 'check_parts', 'render', 'context_length',
-           'check_fits', 'pad', 'positions', 'as_reader', 'seeded']
+           'check_fits', 'pad', 'positions', 'reshard', 'as_reader', 'seeded']
 
 # %% ../../nbs/02_core.models.ipynb #7e9ef6c4
 import importlib
@@ -167,7 +167,17 @@ def positions(
     "The place of each real token in its row; padding on the left counts nothing."
     return (mask_BP.cumsum(1) - 1).clamp(min=0)
 
-# %% ../../nbs/02_core.models.ipynb #7561ebf6
+# %% ../../nbs/02_core.models.ipynb #2854e8be
+def reshard(
+    model: "PreTrainedModel",  # perhaps sharded by FSDP2
+) -> None:
+    "Leave each process with its slice again; without a backward pass FSDP2 would wait for one, and keep it all."
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule): module.reshard()
+
+# %% ../../nbs/02_core.models.ipynb #e05e0230
 @contextmanager
 def as_reader(
     model: "PreTrainedModel",  # perhaps in training
@@ -179,6 +189,7 @@ def as_reader(
         with torch.no_grad(): yield model
     finally:
         for module in training: module.training = True  # what its owner had put into reading stays there
+        if torch.distributed.is_available() and torch.distributed.is_initialized(): reshard(model)
 
 # %% ../../nbs/02_core.models.ipynb #49ee5ea7
 @contextmanager
