@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from peft import LoraConfig
 from sdpo_nb.core.adapters import add_adapter
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from sdpo_nb.learn.selves import (
     Keeping, gathered, whole, put, SecondSelf, unwrapped, counted, check_copied, FullCopy, AdapterCopy, second_self
@@ -152,10 +153,8 @@ def test_an_average_is_moved_in_place():
 
         def numbers(weights): return sum(weight.numel() for weight in weights)
 
-    # %% nbs/14_learn.selves.ipynb#34b5a3f3
-    with notebook_cell("nbs/14_learn.selves.ipynb", "34b5a3f3"):
-        from torch.utils._python_dispatch import TorchDispatchMode
-
+    # %% nbs/14_learn.selves.ipynb#7bd17cfc
+    with notebook_cell("nbs/14_learn.selves.ipynb", "7bd17cfc"):
         class Largest(TorchDispatchMode):
             numbers = 0
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
