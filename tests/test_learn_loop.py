@@ -223,6 +223,14 @@ def test_looking_without_learning():
         test_eq(rate < 0.1, True)
         rate
 
+    # %% nbs/16_learn.loop.ipynb#8a7ddd57
+    with notebook_cell("nbs/16_learn.loop.ipynb", "8a7ddd57"):
+        shown_earlier = SDPO(prompting=Prompting(sources=("earlier",), exclude_self=False, use_feedback=False))
+        model, tokenizer = load_demo()
+        rollouts, memory = sampler_for(model, tokenizer).sample(Codebook("zeta").tasks(1)), SuccessBuffer()
+        views = [rows_of(shown_earlier, rollouts, [Feedback(1.0)], tokenizer, memory)[0].view for _ in range(2)]
+        test_eq([view.why for view in views], ["no signal", "demonstration"])
+
     # %% nbs/16_learn.loop.ipynb#00c12878
     with notebook_cell("nbs/16_learn.loop.ipynb", "00c12878"):
         heard = []
@@ -358,8 +366,8 @@ def test_stopped_and_taken_up_the_same_run():
                     test_eq((list(after), remembered), ([*range(stop + 1, 5)], memory))
                     assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
 
-    # %% nbs/16_learn.loop.ipynb#674a4af8
-    with notebook_cell("nbs/16_learn.loop.ipynb", "674a4af8"):
+    # %% nbs/16_learn.loop.ipynb#02ed9d27
+    with notebook_cell("nbs/16_learn.loop.ipynb", "02ed9d27"):
         with tempfile.TemporaryDirectory() as folder:
             tiny = replace(small, steps=1, tasks=1, attempts=2, evaluate_every=0)
             fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
@@ -375,6 +383,10 @@ def test_stopped_and_taken_up_the_same_run():
                 fit(*load_demo(), environment, sdpo, config=tiny, memory=SuccessBuffer(), folder=folder)
             with warnings.catch_warnings(action="ignore"):
                 fit(*load_demo(), environment, sdpo, config=replace(tiny, rows_per_pass=8, save_every=3), folder=folder)
+                (Path(folder) / "checkpoint" / "teacher.safetensors").unlink()
+                with expect_fail(FileNotFoundError, 'say missing="afresh"'):
+                    fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
+                fit(*load_demo(), environment, sdpo, config=replace(tiny, missing_teacher="afresh"), folder=folder)
 
 
 def test_nothing_to_learn_moves_nothing():
