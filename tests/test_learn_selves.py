@@ -188,12 +188,14 @@ def test_a_second_adapter():
 
         def numbers(weights): return sum(weight.numel() for weight in weights)
 
-    # %% nbs/14_learn.selves.ipynb#e7d6fac0
-    with notebook_cell("nbs/14_learn.selves.ipynb", "e7d6fac0"):
+    # %% nbs/14_learn.selves.ipynb#deab2ac0
+    with notebook_cell("nbs/14_learn.selves.ipynb", "deab2ac0"):
         model, _ = add_adapter(student(), rank=2, whole=["lm_head"])
         copied = second_self(model)
         extra = numbers(copied.weights().values()) / numbers(adapter_weights(model, "student").values())
         test_eq((type(copied).__name__, model.active_adapter, extra), ("AdapterCopy", "student", 1.0))
+        with copied.unsaved(): test_eq(list(model.peft_config), ["student"])
+        test_eq(list(model.peft_config), ["student", "teacher"])
         with expect_fail(ValueError, "leave `kept` out"): second_self(model, Keeping(device="cpu"))
         learn(model); copied.move(0.5)
         copied.gap()

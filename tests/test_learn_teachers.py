@@ -13,8 +13,10 @@ from sdpo_nb.core.adapters import using_adapter
 from sdpo_nb.core.models import as_reader
 from sdpo_nb.experience.batches import Batch, Prompts
 from sdpo_nb.experience.rollouts import GenerateSampler, Sampler, Sampling, sampler_for
+from sdpo_nb.learn.inside import read_states
 from sdpo_nb.learn.reading import read_shared
 from sdpo_nb.learn.selves import FullCopy, Keeping, SecondSelf, gathered, put, second_self, unwrapped, whole
+from sdpo_nb.loss.fused import Head
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tempfile
@@ -24,6 +26,7 @@ from sdpo_nb.core.adapters import adapter_weights, add_adapter
 from sdpo_nb.core.demo import DEMO, Codebook, load_demo
 from sdpo_nb.core.records import Rollout, Task
 from sdpo_nb.experience.batches import Row, collate
+from sdpo_nb.learn.inside import open_up
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from sdpo_nb.learn.teachers import (
@@ -148,6 +151,15 @@ def test_frozen():
         learn(model)
         for teacher in teachers: teacher.update("rollout"); test_close(teacher.read(prompts, batch), before, eps=1e-6)
         with expect_fail(ValueError, "use Frozen()"): Frozen(of="base").attach(student())
+
+    # %% nbs/14b_learn.teachers.ipynb#7134d6e2
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "7134d6e2"):
+        (prompts, batch), fixed = batch_of((4, 5), (6, 7)), Frozen().attach(student())
+        open_up(fixed.second.model)
+        for is_shared, rows in ((True, None), (False, 1)):
+            (hidden, head, share), = fixed.states(prompts, batch, is_shared, rows)
+            test_close(head.logits(hidden), fixed.read(prompts, batch), eps=1e-5)
+            test_eq(share, 1.0)
 
 
 def test_ema():

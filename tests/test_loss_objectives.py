@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.loss.objectives import (
     kl, divergence, SUPPORTS, Objective, with_tail, made_whole, kept_words, topk_divergence, sampled_token,
-    importance_ratio, rollout_correction, base_penalty, AGGREGATIONS, divisor, token_shares, masked_mean, read_logps,
-    token_logps, group_advantages, clipped_policy_loss, hybrid_advantages, hybrid_loss
+    importance_ratio, CORRECTIONS, rollout_correction, base_penalty, AGGREGATIONS, divisor, token_shares, masked_mean,
+    read_logps, token_logps, group_advantages, clipped_policy_loss, hybrid_advantages, hybrid_loss
 )
 from cells import notebook_cell
 
@@ -189,9 +189,21 @@ def test_old_attempts_are_weighted_and_none_too_much():
         test_close(ratio.log(), torch.tensor([0.0, 20.0]))
         ratio.clamp(max=2.0)
 
-    # %% nbs/11_loss.objectives.ipynb#079f4ecf
-    with notebook_cell("nbs/11_loss.objectives.ipynb", "079f4ecf"):
-        test_close(rollout_correction(torch.tensor([0.5, 0.9]).log(), torch.tensor([0.4, 0.1]).log()), torch.tensor([1.25, 2.0]))
+    # %% nbs/11_loss.objectives.ipynb#23926b40
+    with notebook_cell("nbs/11_loss.objectives.ipynb", "23926b40"):
+        ours, theirs = torch.tensor([[0.5, 0.9]]).log(), torch.tensor([[0.4, 0.1]]).log()
+        found = {mode: rollout_correction(ours, theirs, mode=mode)[0].tolist() for mode in CORRECTIONS}
+        test_close(found["token_truncate"], [1.25, 2.0])
+        test_close(found["token_mask"], [1.25, 0.0])
+        test_close(found["sequence_truncate"], [2.0, 2.0])  # 1.25 * 9 is far beyond
+        test_close(found["sequence_mask"], [0.0, 0.0])
+
+    # %% nbs/11_loss.objectives.ipynb#b7a1c364
+    with notebook_cell("nbs/11_loss.objectives.ipynb", "b7a1c364"):
+        test_close(rollout_correction(ours, theirs, cap=None, mode="sequence_mask", mask_BT=torch.tensor([[1, 0]])), torch.tensor([[1.25, 1.25]]))
+        test_close(rollout_correction(ours, theirs, floor=1.5)[0], torch.tensor([1.5, 2.0]))
+        test_close(rollout_correction(ours, torch.tensor([[math.nan, 0.0]]), cap=None)[0], torch.tensor([1.0, 0.9]))
+        with expect_fail(ValueError, "mode is one of token_truncate"): rollout_correction(ours, theirs, mode="clip")
 
 
 def test_a_leash_to_the_base_policy():

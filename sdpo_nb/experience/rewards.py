@@ -117,7 +117,7 @@ def listed(
         raise ValueError(f"give {what} as a list, one for each function, not {values!r}")
     return tuple(values)
 
-# %% ../../nbs/06b_experience.rewards.ipynb #bfe9fe9b
+# %% ../../nbs/06b_experience.rewards.ipynb #33953053
 @dataclass(frozen=True)
 class Rewards:
     "Reward functions in TRL's convention, as one judge."
@@ -165,16 +165,27 @@ class Rewards:
         columns: Mapping[str, Any],  # likewise, and what else the functions want
     ) -> list[Any]:
         "What the functions say of each completion, or what broke."
+        hearing, heard = self.each(errors, prompts, completions, columns)
+        weights = dict(zip(self.names, self.weights))
+        whole = [combined(dict(zip(heard, said)), weights) for said in zip(*heard.values())]
+        return hearing.close(" and ".join(self.names), whole)
+
+    def each(
+        self,
+        errors: str,  # as for `Hearing`
+        prompts: Sequence[Any],  # texts or conversations
+        completions: Sequence[Any],  # likewise
+        columns: Mapping[str, Any],  # likewise, and what else the functions want
+    ) -> tuple[Hearing, dict[str, list[Any]]]:  # function -> what it said of each completion
+        "What every function says of each completion, or what broke."
         check_columns(prompts, completions, columns)
-        if not len(completions): return []
         hearing = Hearing([*map(last_text, prompts)], [*map(last_text, completions)], errors)
+        if not len(completions): return hearing, {name: [] for name in self.names}
         given = dict(prompts=prompts, completions=completions, **columns)
         lost = lambda index, error: [hearing.broken(self.names[index], error)] * len(completions)
         results = settle([functools.partial(call_fresh, function, given) for function in self.functions], lost)
-        heard = [self.hear(hearing, index, result) for index, result in enumerate(results)]
-        weights = dict(zip(self.names, self.weights))
-        whole = [combined(dict(zip(self.names, said)), weights) for said in zip(*heard)]
-        return hearing.close(" and ".join(self.names), whole)
+        said = [self.hear(hearing, index, result) for index, result in enumerate(results)]
+        return hearing, dict(zip(self.names, said))
 
     def hear(
         self,

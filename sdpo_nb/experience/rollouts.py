@@ -259,7 +259,7 @@ def choose(
         tokens_B = torch.searchsorted(running_BV, thrown, right=True)[:, 0].clamp(max=running_BV.shape[-1] - 1)
     return tokens_B, logps_BV.gather(-1, tokens_B[:, None])[:, 0]
 
-# %% ../../nbs/05_experience.rollouts.ipynb #1185b96e
+# %% ../../nbs/05_experience.rollouts.ipynb #e60dd66a
 @dataclass(frozen=True)
 class StaticSampler:
     "Sampling from a plain Llama with preallocated memory."
@@ -270,11 +270,21 @@ class StaticSampler:
 
     def sample(self, tasks: Sequence[Task], attempts: int = 1, seed: int = 0) -> list[Rollout]:
         "Try every task several times."
-        prompts, room = render(self.tokenizer, [t.messages for t in tasks]), self.sampling.max_new_tokens
-        stops = stop_tokens(self.model, self.tokenizer)
-        check_fits(self.model, prompts, room)
+        prompts = render(self.tokenizer, [task.messages for task in tasks])
+        drawn = self.draw(prompts, attempts, seed)
+        return to_rollouts(tasks, prompts, *drawn, stop_tokens(self.model, self.tokenizer), self.tokenizer)
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],  # as token ids
+        attempts: int = 1,  # how many times each is continued
+        seed: int = 0,  # the same seed makes the same attempts
+    ) -> tuple[Tensor, Tensor]:  # [B, T] tokens and their log-probabilities; what stands behind an end means nothing
+        "Continue every prompt several times."
+        check_fits(self.model, prompts, room := self.sampling.max_new_tokens)
         padded = tuple(x.to(self.model.device) for x in pad(prompts, self.tokenizer.pad_token_id, "left"))
-        ends, tokens, logps = torch.tensor(sorted(stops), device=self.model.device), [], []
+        stops = sorted(stop_tokens(self.model, self.tokenizer))
+        ends, tokens, logps = torch.tensor(stops, device=self.model.device), [], []
         with as_reader(self.model), seeded(seed, self.model.device):
             decoder = StaticDecoder(self.model, padded, attempts, room)
             logits, done = decoder.first_logits, ends.new_zeros(len(prompts) * attempts, dtype=torch.bool)
@@ -284,7 +294,7 @@ class StaticSampler:
                 done |= torch.isin(token, ends)
                 if step + 1 == room or done.all(): break
                 logits = decoder.step(token, step)
-        return to_rollouts(tasks, prompts, torch.stack(tokens, 1), torch.stack(logps, 1), stops, self.tokenizer)
+        return torch.stack(tokens, 1), torch.stack(logps, 1)
 
 # %% ../../nbs/05_experience.rollouts.ipynb #f05a6b72
 def sampler_for(

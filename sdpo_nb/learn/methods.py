@@ -7,19 +7,20 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.methods.html.md"""
 # %% auto #0
 __all__ = ['LengthOf', 'Method', 'check_temperature', 'SDPO', 'GRPO', 'normalizer_of', 'signal_fractions']
 
-# %% ../../nbs/15_learn.methods.ipynb #f44c0f8d
+# %% ../../nbs/15_learn.methods.ipynb #106b7ec0
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from ..core.models import pad
-from ..core.records import Feedback, Message, Rollout
+from ..core.records import Feedback, Message, Rollout, TeacherView
 from ..experience.batches import Batch, Row
 from ..experience.fitting import Fitting, fit_views
-from ..experience.prompting import Attempts, Prompting, view_fractions, view_parts
+from ..experience.prompting import Attempts, Parts, Prompting, view_fractions, view_parts
 from ..experience.successes import Success
 from ..loss.distillation import LossResult, distillation_loss
+from ..loss.fused import Head, fused_distillation_loss
 from sdpo_nb.loss.objectives import (
     Objective,
     clipped_policy_loss,
@@ -74,7 +75,7 @@ def check_temperature(
             "give sampling and method the same one"
         )
 
-# %% ../../nbs/15_learn.methods.ipynb #bda49e2d
+# %% ../../nbs/15_learn.methods.ipynb #07f37d48
 @dataclass(frozen=True)
 class SDPO:
     "Self-Distillation Policy Optimization."
@@ -118,11 +119,18 @@ class SDPO:
             [f.score for f in feedback], [f.text for f in feedback], [r.group for r in rollouts],
             earlier, [f.solution for f in feedback],
         )
-        told = view_parts(attempts, self.prompting)
-        if self.fitting is None: views = [parts.view(self.prompting) for parts in told]
-        elif length_of is None: raise ValueError("to fit a view it must be measured; give length_of=measure(tokenizer)")
-        else: views = fit_views(told, length_of, self.fitting, self.prompting)
+        views = self.views(view_parts(attempts, self.prompting), length_of)
         return [Row(rollout, view) for rollout, view in zip(rollouts, views)]
+
+    def views(
+        self,
+        told: Sequence[Parts],  # what the teacher is to read for each attempt
+        length_of: LengthOf | None = None,  # measures it
+    ) -> list[TeacherView]:
+        "The same in words, within the limit."
+        if self.fitting is None: return [parts.view(self.prompting) for parts in told]
+        if length_of is None: raise ValueError("to fit a view it must be measured; give length_of=measure(tokenizer)")
+        return fit_views(told, length_of, self.fitting, self.prompting)
 
     def loss(
         self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, normalizer: Tensor | None = None
@@ -130,7 +138,33 @@ class SDPO:
         "How far the student is from its teacher."
         return distillation_loss(
             student_logits, teacher_logits, batch.completion_ids, batch.completion_mask, self.objective,
-            old_logps=batch.old_logps, row_weights=batch.weights, aggregation=self.aggregation, normalizer=normalizer,
+            **self.given(batch, normalizer),
+        )
+
+    def loss_of_states(
+        self,
+        hidden: Tensor,  # [B, T, H], the student's
+        head: Head,  # the student's
+        teachers: Sequence[tuple[Tensor, Head, float]],  # hidden states, head and share of each
+        batch: Batch,  # the attempts
+        normalizer: Tensor | None = None,  # the divisor of the whole step
+    ) -> LossResult:
+        "The same from hidden states."
+        hiddens, heads, shares = zip(*teachers)
+        return fused_distillation_loss(
+            hidden, head, [*zip(hiddens, shares)], heads, batch.completion_ids, batch.completion_mask, self.objective,
+            **self.given(batch, normalizer),
+        )
+
+    def given(
+        self,
+        batch: Batch,  # the attempts
+        normalizer: Tensor | None,  # the divisor of the whole step
+    ) -> dict[str, Any]:
+        "What both ways to the loss are told of the attempts."
+        return dict(
+            old_logps=batch.old_logps, rollout_weights=batch.rollout_weights, base_logps=batch.base_logps,
+            row_weights=batch.weights, aggregation=self.aggregation, normalizer=normalizer,
         )
 
 # %% ../../nbs/15_learn.methods.ipynb #c68a1c04

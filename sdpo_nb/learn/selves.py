@@ -74,7 +74,7 @@ def put(
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     with torch.no_grad(): target.copy_(value)
 
-# %% ../../nbs/14_learn.selves.ipynb #713cd67e
+# %% ../../nbs/14_learn.selves.ipynb #6f7f67b2
 class SecondSelf(ABC):
     "A reader that began as the student, and follows it when led."
 
@@ -98,6 +98,11 @@ class SecondSelf(ABC):
 
     def drop(self) -> None:
         "It is needed no more."
+
+    @contextmanager
+    def unsaved(self) -> Iterator[None]:
+        "Inside the block its student is saved without it."
+        yield
 
     def move(
         self,
@@ -192,7 +197,7 @@ class FullCopy(SecondSelf):
         super().move(rate)
         for mine, theirs in zip(self.model.buffers(), self.student.buffers()): mine.copy_(theirs)
 
-# %% ../../nbs/14_learn.selves.ipynb #89a82c48
+# %% ../../nbs/14_learn.selves.ipynb #c3849e02
 class AdapterCopy(SecondSelf):
     "A second adapter on the student's own base."
 
@@ -213,6 +218,13 @@ class AdapterCopy(SecondSelf):
     def drop(self) -> None:
         "Take the adapter off the base."
         with as_it_was(self.student): self.student.delete_adapter(self.name)
+
+    @contextmanager
+    def unsaved(self) -> Iterator[None]:
+        "Inside the block its student's other adapters are saved."
+        config = self.student.peft_config.pop(self.name)
+        try: yield
+        finally: self.student.peft_config[self.name] = config
 
     def weights(self) -> dict[str, Tensor]:
         "The adapter's weights."

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.teachers.html.md"""
 # %% auto #0
 __all__ = ['Reading', 'MOMENTS', 'Record', 'check_moment', 'moved', 'Teacher', 'Live', 'Frozen', 'EMA', 'TrustRegion', 'Restart']
 
-# %% ../../nbs/14b_learn.teachers.ipynb #c2abf832
+# %% ../../nbs/14b_learn.teachers.ipynb #a30fbe62
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -23,8 +23,10 @@ from ..core.adapters import using_adapter
 from ..core.models import as_reader
 from ..experience.batches import Batch, Prompts
 from ..experience.rollouts import GenerateSampler, Sampler, Sampling, sampler_for
+from .inside import read_states
 from .reading import read_shared
 from .selves import FullCopy, Keeping, SecondSelf, gathered, put, second_self, unwrapped, whole
+from ..loss.fused import Head
 from torch import Tensor
 
 if TYPE_CHECKING: from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +42,7 @@ def check_moment(
     "Refuse a moment that never comes."
     if every not in MOMENTS: raise ValueError(f"every must be one of {', '.join(MOMENTS)}, not {every!r}")
 
-# %% ../../nbs/14b_learn.teachers.ipynb #e094cb94
+# %% ../../nbs/14b_learn.teachers.ipynb #533cfaa7
 Record = TypeVar("Record")
 
 
@@ -52,10 +54,11 @@ def moved(
     parts = {field.name: getattr(record, field.name) for field in fields(record)}
     for name, part in parts.items():
         if isinstance(part, Tensor): parts[name] = part.to(device)
+        elif isinstance(part, tuple): parts[name] = tuple(x.to(device) for x in part)
         elif is_dataclass(part): parts[name] = moved(part, device)
     return replace(record, **parts)
 
-# %% ../../nbs/14b_learn.teachers.ipynb #c5f5d2ae
+# %% ../../nbs/14b_learn.teachers.ipynb #5ec2bc4c
 class Teacher(ABC):
     "Who reads the attempts again."
 
@@ -120,6 +123,25 @@ class Teacher(ABC):
                 logits = read_shared(reader, moved(prompts, there), moved(batch, there)).to(batch.completion_ids.device)
             mixed = logits if share == 1 else mixed + share * logits
         return mixed
+
+    def states(
+        self,
+        prompts: Prompts,  # what it reads in place of the student's prompts
+        batch: Batch,  # the attempts
+        is_shared: bool = True,  # read each different prompt once
+        rows_per_pass: int | None = None,  # rows in one forward pass; None: all
+    ) -> list[tuple[Tensor, Head, float]]:  # [B, T, H], what makes logits of it, and the share, of each reader
+        "The same before it becomes logits, where its models were opened up."
+        self.check_attached()
+        rows, device = torch.arange(len(batch.completion_ids)), batch.completion_ids.device
+        found = []
+        for reading, share in self.readings():
+            with reading() as reader:
+                parts = [(prompts.take(part), batch.take(part)) for part in rows.split(rows_per_pass or max(1, len(rows)))]
+                read = [read_states(reader, *(moved(one, reader.device) for one in part), is_shared) for part in parts]
+            hiddens, (head, *_) = zip(*read)
+            found.append((torch.cat(hiddens).to(device), moved(head, device), share))
+        return found
 
     def __repr__(self) -> str:
         settings = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

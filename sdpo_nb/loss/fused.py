@@ -6,12 +6,12 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/loss.fused.html.md"""
 
 # %% auto #0
 __all__ = ['BUDGET', 'Head', 'multiply', 'lifted', 'multiply_back', 'Reader', 'Gradients', 'InHand', 'chunks', 'write_mixture',
-           'fused_distillation_loss', 'teachers_of', 'treat']
+           'fused_distillation_loss', 'teachers_of', 'treat', 'fused_logps']
 
-# %% ../../nbs/12_loss.fused.ipynb #290f1e05
+# %% ../../nbs/12_loss.fused.ipynb #f9c7044e
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sdpo_nb.loss.distillation import (
@@ -30,7 +30,7 @@ from .objectives import Objective
 from .passes import TILE, Passes, Work, has_compiler, token_gradients
 from torch import Tensor
 
-# %% ../../nbs/12_loss.fused.ipynb #cd19f20d
+# %% ../../nbs/12_loss.fused.ipynb #c2c5d959
 @dataclass(frozen=True)
 class Head:
     "How hidden states become logits: `softcap(scale * (hidden @ weight.T + bias))`."
@@ -52,6 +52,12 @@ class Head:
         "Equal for heads that make the same logits, as far as can be told without looking at numbers."
         tensors = self.weight, self.bias, *(self.low_rank or ())
         return *(x if x is None else x.data_ptr() for x in tensors), self.scale, self.softcap
+
+    def cloned(self) -> "Head":
+        "The same in memory of its own, for a model that will not stay whole."
+        own = lambda x: x if x is None else x.detach().clone()
+        factors = self.low_rank and tuple(own(factor) for factor in self.low_rank)
+        return replace(self, weight=own(self.weight), bias=own(self.bias), low_rank=factors)
 
     def logits(
         self,
@@ -350,3 +356,27 @@ def treat(
         passes.write_gradient(found, x_VN, pulls_VN, some.ids_N, of_divergence_N / unit_N, of_logps_N / unit_N)
         gradients.add(part, x_VN, unit_N * head.scale / objective.temperature)
     return torch.cat(losses), {name: torch.cat([line[name] for line in lines]) for name in lines[0]}
+
+# %% ../../nbs/12_loss.fused.ipynb #01bc437e
+@torch.no_grad()
+def fused_logps(
+    hidden: Tensor,  # [B, T, H]
+    head: Head | Tensor,  # makes logits of it
+    completion_ids: Tensor,  # [B, T]
+    completion_mask: Tensor,  # [B, T], 1 where a token counts
+    temperature: float = 1.0,  # divides the logits
+    budget: int = BUDGET,  # bytes of logits at once
+) -> Tensor:  # [B, T], zero where a token does not count
+    "How likely a reader finds each sampled token."
+    counted, device = counted_tokens(hidden, completion_ids, completion_mask), hidden.device.type
+    narrow = torch.get_autocast_dtype(device) if device == "cuda" and torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
+        reader = Reader(hidden, head, counted, narrow)
+        check_words(counted.ids_N, reader.words, "completion_ids")
+        logps_N = counted.ids_N.new_zeros(len(counted.ids_N), dtype=reader.dtype)
+        for part in chunks(len(logps_N), reader.words, 1, torch.finfo(reader.dtype).bits // 8, budget):
+            x_VN = logps_N.new_empty(reader.words, part.stop - part.start)
+            reader.write(part, x_VN)
+            x_VN.div_(temperature)
+            logps_N[part] = x_VN.gather(0, counted.ids_N[None, part])[0] - x_VN.logsumexp(0)
+    return logps_N.new_zeros(completion_ids.numel()).index_put((counted.index_N,), logps_N).view(completion_ids.shape)
