@@ -1,6 +1,8 @@
 __version__ = "0.1.0"
 
 from importlib import import_module as _import_module
+from sys import modules as _modules
+from warnings import warn as _warn
 
 _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells type checkers the same
     "Task": "core.records",
@@ -46,6 +48,8 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "GRPO": "learn.methods",
     "LoopConfig": "learn.loop",
     "fit": "learn.loop",
+    "SDPOConfig": "learn.config",
+    "SDPOTrainer": "learn.trainer",
     "write_report": "view.report",
 }
 __all__ = list(_HOMES)
@@ -54,7 +58,18 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for, so that `import sdpo_nb` costs nothing."""
     if name not in _HOMES: raise AttributeError(f"module 'sdpo_nb' has no attribute {name!r}")
+    if name == "SDPOTrainer" and _came_after("unsloth", "trl"):
+        _warn(
+            "unsloth was imported after trl, too late for some of what it does; "
+            "import unsloth before trl, transformers, peft and sdpo_nb.SDPOTrainer", stacklevel=2,
+        )
     return globals().setdefault(name, getattr(_import_module(f"sdpo_nb.{_HOMES[name]}"), name))
+
+
+def _came_after(late: str, early: str) -> bool:
+    """Whether both packages are here, in this order; Python keeps modules in the order in which they came."""
+    names = list(_modules)
+    return late in names and early in names[: names.index(late)]
 
 
 def __dir__() -> list[str]:

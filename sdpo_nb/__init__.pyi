@@ -27,6 +27,8 @@ from sdpo_nb.learn.selves import Keeping as Keeping
 from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live, Restart as Restart, TrustRegion as TrustRegion
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
 from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit
+from sdpo_nb.learn.config import SDPOConfig as SDPOConfig
+from sdpo_nb.learn.trainer import SDPOTrainer as SDPOTrainer
 from sdpo_nb.view.report import write_report as write_report
 
 __version__: str
