@@ -1,7 +1,9 @@
 """What the tests lean on."""
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -16,3 +18,56 @@ def notebook_cell(notebook: str, cell: str) -> Iterator[None]:
 def hear_ctrl_c() -> None:
     """For a child process: a shell's background jobs ignore Ctrl-C, and so would their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+CODEBOOK = dict(  # a step of eight attempts on the demo's questions, two of them
+    max_steps=1, per_device_train_batch_size=8, gradient_accumulation_steps=1, num_generations=4, seed=0,
+    max_completion_length=20, learning_rate=1e-3, lr_scheduler_type="constant", bf16=False, use_cpu=True,
+    gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+)
+
+
+def codebook_rows(count: int) -> Any:
+    """Questions about the demo's book omega, as a dataset for TRL."""
+    from datasets import Dataset
+    from sdpo_nb.core.demo import Codebook
+
+    return Dataset.from_list([{"prompt": [*task.messages], **task.info} for task in Codebook().tasks(count)])
+
+
+def codebook_judge(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[Any]:
+    """A reward function: what the demo's checker says of each attempt, in words too."""
+    from sdpo_nb.core.demo import Codebook
+    from sdpo_nb.core.records import Task
+
+    tasks = [Task(tuple(prompt), {"answer": right}) for prompt, right in zip(prompts, answer)]
+    return [Codebook().judge(task, turns[-1]["content"]) for task, turns in zip(tasks, completions)]
+
+
+def codebook_trainer(
+    folder: Path, reward: Any = codebook_judge, model: Any = None, host: Any = None, given: Any = (), **settings: Any
+) -> Any:
+    """A trainer of the demo on its questions: its class, what it is given besides, and its settings may differ."""
+    from sdpo_nb.core.demo import load_demo
+    from sdpo_nb.learn.config import SDPOConfig
+    from sdpo_nb.learn.trainer import SDPOTrainer
+
+    demo, tokenizer = load_demo()
+    given = dict(train_dataset=codebook_rows(64), processing_class=tokenizer) | dict(given)
+    args = SDPOConfig(output_dir=str(folder), **CODEBOOK | settings)
+    return (host or SDPOTrainer)(demo if model is None else model, reward, args, **given)
+
+
+def looking(look: Callable[..., None], host: Any = None) -> Any:
+    """A trainer's class that shows every slice to `look(trainer, model, inputs, loss_of)` before it learns from it."""
+    from sdpo_nb.learn.trainer import SDPOTrainer
+
+    host = host or SDPOTrainer
+
+    class Looking(host):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss_of = lambda given: super(Looking, self).compute_loss(model, given, *args, **kwargs)
+            look(self, model, inputs, loss_of)
+            return loss_of(inputs)
+
+    return Looking
