@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import run_ours, run_trl, stamp
+from peers import run_ours, run_trainer, run_trl, stamp
 from sdpo_nb.core.demo import Codebook
 from sdpo_nb.learn.teachers import EMA, Frozen, Live, Restart, TrustRegion
 from sdpo_nb.run.demo import DEMO_SIZE, METHODS
@@ -25,13 +25,13 @@ TEACHERS = {
 
 def job(
     package: str, method: str, book: str, feedback: str, steps: int, seeds: int,
-    rates: tuple = (6e-4,), teacher: str = "ema", look: int = 5,
+    rates: tuple = (6e-4,), teacher: str = "ema", look: int = 5, **more: Any,
 ) -> list[dict]:
     "The runs of one curve: every learning rate with every seed."
     return [
         dict(
             package=package, method=method, book=book, feedback=feedback, teacher=teacher, rate=rate,
-            steps=steps, seed=seed, look=look,
+            steps=steps, seed=seed, look=look, **more,
         )
         for rate in rates
         for seed in range(seeds)
@@ -61,6 +61,11 @@ EXPERIMENTS: dict[str, list[dict[str, Any]]] = {
         for book, feedback, steps in (("zeta", "none", 60), ("omega", "full", 40))
         for run in job("sdpo-nb", "sdpo", book, feedback, steps, seeds=3, teacher=kind)
     ],
+    "trainer/rates": job("trainer", "sdpo", "omega", "full", 45, seeds=1, rates=(1e-3, 2e-3, 4e-3, 8e-3), rank=16),
+    "trainer/seeds": job("trainer", "sdpo", "omega", "full", 45, seeds=5, rank=0)
+    + job("trainer", "sdpo", "omega", "full", 45, seeds=5, rates=(4e-3,), rank=16)
+    + job("TRL", "sdpo", "omega", "full", 45, seeds=5)
+    + job("TRL", "grpo", "omega", "full", 45, seeds=5),
 }
 
 
@@ -71,6 +76,7 @@ def execute(run: dict[str, Any]) -> dict[str, Any]:
         DEMO_SIZE, steps=run["steps"], seed=run["seed"], learning_rate=run["rate"], evaluate_every=run["look"], shown=0
     )
     if run["package"] == "TRL": result = run_trl(environment, run["method"], size)
+    elif run["package"] == "trainer": result = run_trainer(environment, size, run["rank"])
     else:
         result = run_ours(environment, METHODS[run["method"]], size, TEACHERS[run["teacher"]]())
     curves = {

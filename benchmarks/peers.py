@@ -8,6 +8,7 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
@@ -117,12 +118,41 @@ def trl_trainer(
     )
 
 
-def run_trl(
+def our_trainer(
     environment: Codebook,  # asks and judges
-    name: str,  # sdpo or grpo
     size: LoopConfig,  # the same numbers as for run_ours
+    callbacks: list = [],  # transformers callbacks
+    rank: int = 0,  # of a LoRA adapter; 0 trains all weights
+    **settings: Any,  # of SDPOConfig
+):
+    "This package's trainer for the same job."
+    from datasets import Dataset
+    from sdpo_nb.core.adapters import add_adapter
+    from sdpo_nb.learn.config import demo
+    from sdpo_nb.learn.hosting import as_reward, as_rows
+    from sdpo_nb.learn.trainer import SDPOTrainer
+
+    model, tokenizer = load_demo()
+    if rank: model, _ = add_adapter(model, rank=rank, alpha=2.0 * rank)
+    config = demo(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size.tasks * size.attempts,
+        num_generations=size.attempts, max_completion_length=size.sampling.max_new_tokens,
+        learning_rate=size.learning_rate, max_steps=size.steps, seed=size.seed,
+        logging_steps=10_000, save_strategy="no", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+        **settings,
+    )
+    return SDPOTrainer(
+        model, as_reward(environment), config, Dataset.from_list(as_rows(environment.tasks(2000))),
+        processing_class=tokenizer, callbacks=callbacks,
+    )
+
+
+def watched(
+    build: Callable[[list], Any],  # makes a trainer of callbacks
+    environment: Codebook,  # asks and judges
+    size: LoopConfig,  # how often to look
 ) -> dict[str, Any]:  # seconds without the looking, and the curve
-    "Train the demo with TRL."
+    "Train with a trainer of TRL's kind."
     from transformers import TrainerCallback
 
     curve, spent = [], [0.0]
@@ -142,10 +172,28 @@ def run_trl(
             if state.global_step % size.evaluate_every == 0 or state.global_step == size.steps:
                 self.look(model, state.global_step)
 
-    trainer = trl_trainer(environment, name, size, [Look()] if size.evaluate_every else [])
+    trainer = build([Look()] if size.evaluate_every else [])
     start = time.perf_counter()
     with redirect_stdout(StringIO()): trainer.train()
     return {"seconds": time.perf_counter() - start - spent[0], "curve": curve, "model": trainer.model}
+
+
+def run_trl(
+    environment: Codebook,  # asks and judges
+    name: str,  # sdpo or grpo
+    size: LoopConfig,  # the same numbers as for run_ours
+) -> dict[str, Any]:  # seconds without the looking, and the curve
+    "Train the demo with TRL."
+    return watched(lambda callbacks: trl_trainer(environment, name, size, callbacks), environment, size)
+
+
+def run_trainer(
+    environment: Codebook,  # asks and judges
+    size: LoopConfig,  # the same numbers as for run_ours
+    rank: int = 0,  # of a LoRA adapter; 0 trains all weights
+) -> dict[str, Any]:  # seconds without the looking, and the curve
+    "Train the demo with this package's trainer."
+    return watched(lambda callbacks: our_trainer(environment, size, callbacks, rank), environment, size)
 
 
 def final_rate(

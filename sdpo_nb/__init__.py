@@ -49,6 +49,15 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "LoopConfig": "learn.loop",
     "fit": "learn.loop",
     "SDPOConfig": "learn.config",
+    "paper_scalar": "learn.config",
+    "paper_rich_feedback": "learn.config",
+    "paper_test_time": "learn.config",
+    "small_model": "learn.config",
+    "colab_t4": "learn.config",
+    "as_rows": "learn.hosting",
+    "as_reward": "learn.hosting",
+    "SDPOTrainer": "learn.trainer",
+    "SDPOConfig": "learn.config",
     "SDPOTrainer": "learn.trainer",
     "write_report": "view.report",
 }
@@ -67,8 +76,8 @@ def __getattr__(name: str) -> object:
 
 
 def _came_after(late: str, early: str) -> bool:
-    """Whether both packages are here, in this order; Python keeps modules in the order in which they came."""
-    names = list(_modules)
+    """Whether both packages are here, in this order."""
+    names = [name.partition(".")[0] for name in _modules]  # as they came; a package itself comes after its first parts
     return late in names and early in names[: names.index(late)]
 
 

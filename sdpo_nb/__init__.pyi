@@ -27,6 +27,16 @@ from sdpo_nb.learn.selves import Keeping as Keeping
 from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live, Restart as Restart, TrustRegion as TrustRegion
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
 from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit
+from sdpo_nb.learn.config import (
+    SDPOConfig as SDPOConfig,
+    colab_t4 as colab_t4,
+    paper_rich_feedback as paper_rich_feedback,
+    paper_scalar as paper_scalar,
+    paper_test_time as paper_test_time,
+    small_model as small_model,
+)
+from sdpo_nb.learn.hosting import as_reward as as_reward, as_rows as as_rows
+from sdpo_nb.learn.trainer import SDPOTrainer as SDPOTrainer
 from sdpo_nb.learn.config import SDPOConfig as SDPOConfig
 from sdpo_nb.learn.trainer import SDPOTrainer as SDPOTrainer
 from sdpo_nb.view.report import write_report as write_report

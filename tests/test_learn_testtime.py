@@ -337,15 +337,15 @@ def test_a_server_need_not_show_its_tokens():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#98e70969
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "98e70969"):
+    # %% nbs/18_learn.testtime.ipynb#13ca3daf
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "13ca3daf"):
         with serving(demo) as url:
             remote = ServerSampler(url, "demo", concurrent=4)
             tasks = telling.tasks(2)
             answers = remote.sample(tasks, 4, seed=3)
             test_eq(remote.sample(tasks, 4, seed=3), answers)
             assert remote.sample(tasks, 4, seed=4) != answers
-            search = refine(remote, telling, tasks[0], SearchConfig(budget=48, attempts=8), Prompting())
+            search = refine(remote, telling, tasks[0], SearchConfig(budget=64), Prompting())
         test_eq([answer.task for answer in answers], [tasks[0]] * 4 + [tasks[1]] * 4)
         assert len({answer.text for answer in answers[:4]}) > 1
         test_eq(search.is_solved, True)
@@ -395,9 +395,8 @@ def test_or_the_weights_remember():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#f30bc485
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "f30bc485"):
+    # %% nbs/18_learn.testtime.ipynb#aba87107
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "aba87107"):
         task = hard.tasks(1)[0]
-        search = solve(*load_demo(), hard, task, SearchConfig(budget=256), teacher=EMA(0.5), **fast)
-        test_eq(search.is_solved, True)
-        search
+        searches = {rate: solve(*load_demo(), hard, task, SearchConfig(192), teacher=EMA(rate), **fast) for rate in (0.01, 0.5)}
+        {rate: search.found_at for rate, search in searches.items()}

@@ -73,7 +73,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/17_learn.trainer.ipynb #d58ef585
+# %% ../../nbs/17_learn.trainer.ipynb #87065deb
 class SDPOTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -390,8 +390,8 @@ class SDPOTrainer(GRPOTrainer):
         "A slice to learn from; each says beforehand how much of it counts."
         if isinstance(generation_batch, Mapping) and "self_distillation_mask" in generation_batch: return generation_batch
         inputs = super()._prepare_inputs(generation_batch)
-        is_new = self.slices is None or self.slices.parts is not self._buffered_inputs
-        if self.args.enabled and self.model.training and is_new:
+        if not (self.args.enabled and self.model.training): return inputs
+        if self.slices is None or self.slices.parts is not self._buffered_inputs:
             self.weigh()
             self.listen()
         return inputs
