@@ -34,7 +34,7 @@ from sdpo_nb.learn.loop import fit
 from sdpo_nb.learn.methods import GRPO
 from sdpo_nb.learn.testtime import (
     Try, Search, SearchConfig, Answer, Answerer, seek, best_of, AGAIN, continued, multi_turn, refine, ServerSampler,
-    TEST_TIME, put_back, solve
+    TEST_TIME, put_back, solve, found_within, discovery
 )
 from cells import notebook_cell
 
@@ -400,3 +400,228 @@ def test_or_the_weights_remember():
         task = hard.tasks(1)[0]
         searches = {rate: solve(*load_demo(), hard, task, SearchConfig(192), teacher=EMA(rate), **fast) for rate in (0.01, 0.5)}
         {rate: search.found_at for rate, search in searches.items()}
+
+    # %% nbs/18_learn.testtime.ipynb#5df1daf8
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "5df1daf8"):
+        assert searches[0.5].is_solved and searches[0.5].found_at < (searches[0.01].found_at or 193)
+
+    # %% nbs/18_learn.testtime.ipynb#0139bb4d
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "0139bb4d"):
+        def weights_of(model): return torch.cat([weight.detach().flatten().clone() for weight in model.parameters()])
+
+        (student, tokenizer), (other, _), task = load_demo(), load_demo(), hard.tasks(1)[0]
+        search = solve(student, tokenizer, hard, task, SearchConfig(48, seed=5, success=2.0), **fast)
+        size = LoopConfig(
+            steps=3, tasks=1, attempts=16, success=2.0, cooldown=0, learning_rate=1e-3, sampling=Sampling(20), seed=5,
+            evaluate_every=0, rows_per_pass=16,
+        )
+        reports = fit(other, tokenizer, TaskSet([task], hard.judge), TEST_TIME, EMA(0.01), size)
+        test_eq((len(search.rounds()), len(reports), student.training), (3, 3, False))
+        test_eq(torch.equal(weights_of(student), weights_of(other)), True)
+
+
+def test_what_was_learned_may_stay_or_go():
+    # %% nbs/18_learn.testtime.ipynb#02dd9235
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+        model, tokenizer = load_demo()
+        demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
+        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+
+    # %% nbs/18_learn.testtime.ipynb#45dbb91f
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
+        @contextmanager
+        def serving(sampler):
+            "A server on loopback that answers as a sampler does."
+            lock = threading.Lock()  # torch's dice are one for all threads
+
+            class Handler(BaseHTTPRequestHandler):
+                def do_POST(self):
+                    asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    with lock: (answer,) = sampler.sample([Task(asked["messages"])], seed=asked["seed"])
+                    body = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer.text}}]}).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                def log_message(self, *words): pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            try: yield f"http://127.0.0.1:{server.server_port}/v1"
+            finally: server.shutdown(); server.server_close()
+
+    # %% nbs/18_learn.testtime.ipynb#7eebd533
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
+        fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
+
+    # %% nbs/18_learn.testtime.ipynb#b8859d4a
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "b8859d4a"):
+        model, tokenizer = load_demo()
+        before, task = [weight.clone() for weight in model.parameters()], telling.tasks(1)[0]
+        def moved(): return any(not torch.equal(old, new) for old, new in zip(before, model.parameters()))
+
+        first = solve(model, tokenizer, telling, task, restore=True, **fast)
+        test_eq((first.is_solved, moved()), (True, False))
+        class Enough(Exception): pass
+
+        def stop(search):
+            if search.attempts == 32: raise Enough(f"moved: {moved()}")
+
+        with expect_fail(Enough, "moved: True"): solve(model, tokenizer, telling, task, restore=True, on_round=stop, **fast)
+        test_eq(moved(), False)
+        test_eq(solve(model, tokenizer, telling, task, **fast), first)
+        test_eq(moved(), True)
+        first
+
+    # %% nbs/18_learn.testtime.ipynb#53e23dc8
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "53e23dc8"):
+        torch.manual_seed(0)  # of the adapter's first factors
+        adapted, _ = add_adapter(load_demo()[0], rank=8)
+        search = solve(adapted, tokenizer, telling, task, SearchConfig(160), **{**fast, "learning_rate": 1e-2})
+        test_eq((search.is_solved, list(adapted.peft_config)), (True, ["student"]))
+        search
+
+    # %% nbs/18_learn.testtime.ipynb#af33599d
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "af33599d"):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            solve(model, tokenizer, Codebook("omega", "none"), task, SearchConfig(64, 8), **fast)
+        test_eq([str(one.message).split(":")[0] for one in heard], ["3 rounds without a signal"])
+        with expect_fail(ValueError, "use attempts=2 or more"):
+            solve(model, tokenizer, hard, task, SearchConfig(attempts=1), GRPO(), **fast)
+        with expect_fail(ValueError, "do not fit the model's context of 512"): solve(model, tokenizer, hard, task)
+
+
+def test_how_likely_a_success_is_within_k_attempts():
+    # %% nbs/18_learn.testtime.ipynb#02dd9235
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+        model, tokenizer = load_demo()
+        demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
+        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+
+    # %% nbs/18_learn.testtime.ipynb#45dbb91f
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
+        @contextmanager
+        def serving(sampler):
+            "A server on loopback that answers as a sampler does."
+            lock = threading.Lock()  # torch's dice are one for all threads
+
+            class Handler(BaseHTTPRequestHandler):
+                def do_POST(self):
+                    asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    with lock: (answer,) = sampler.sample([Task(asked["messages"])], seed=asked["seed"])
+                    body = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer.text}}]}).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                def log_message(self, *words): pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            try: yield f"http://127.0.0.1:{server.server_port}/v1"
+            finally: server.shutdown(); server.server_close()
+
+    # %% nbs/18_learn.testtime.ipynb#7eebd533
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
+        fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
+
+    # %% nbs/18_learn.testtime.ipynb#9b6f8c4d
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "9b6f8c4d"):
+        def searched(*rounds):
+            task = Task.ask("?")
+            tries = [Try(i, task.messages, "", Feedback(s)) for i, scores in enumerate(rounds, 1) for s in scores]
+            return Search(task, tuple(tries))
+
+        def by_all_orders(scores, k):
+            orders = list(permutations(scores))
+            return sum(any(order[:k]) for order in orders) / len(orders)
+
+        for scores in ([0, 1, 0, 0, 1], [1, 1, 1], [0, 0, 0, 1]):
+            for k in range(len(scores) + 1): test_close(found_within(searched(scores), k), by_all_orders(scores, k))
+        test_eq([found_within(searched([0, 0], [0, 1]), k) for k in range(7)], [0, 0, 0, 0.5, 1, 1, 1])
+        test_eq([found_within(searched([0, 0]), k) for k in range(3)], [0, 0, 0])
+        with expect_fail(ValueError, "gave up after 2 attempts"): found_within(searched([0, 0]), 3)
+
+    # %% nbs/18_learn.testtime.ipynb#60ca13c7
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "60ca13c7"):
+        @dataclass(frozen=True)
+        class Coin:
+            def sample(self, tasks, attempts=1, seed=0):
+                luck = random.Random(seed)
+                return [Answer(task, "heads" if luck.random() < 0.2 else "tails") for task in tasks for _ in range(attempts)]
+
+        @dataclass(frozen=True)
+        class Heads:
+            def tasks(self, count, split="train"): return [Task.ask("Toss.")]
+            def judge(self, task, answer): return float(answer == "heads")
+
+        toss, = Heads().tasks(1)
+        looks = (1, 2, 4, 8, 16)
+        for size in (1, 5, 16):
+            tossed = [best_of(Coin(), Heads(), toss, SearchConfig(16, size, seed=seed)) for seed in range(2000)]
+            test_close([share for _, share in discovery(tossed, looks)], [1 - 0.8**k for k in looks], eps=0.03)
+        discovery(tossed, looks)
+
+    # %% nbs/18_learn.testtime.ipynb#1c431f13
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "1c431f13"):
+        with expect_fail(ValueError, "there are no searches"): discovery([], looks)
+
+
+def test_what_we_have():
+    # %% nbs/18_learn.testtime.ipynb#02dd9235
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+        model, tokenizer = load_demo()
+        demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
+        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+
+    # %% nbs/18_learn.testtime.ipynb#45dbb91f
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
+        @contextmanager
+        def serving(sampler):
+            "A server on loopback that answers as a sampler does."
+            lock = threading.Lock()  # torch's dice are one for all threads
+
+            class Handler(BaseHTTPRequestHandler):
+                def do_POST(self):
+                    asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    with lock: (answer,) = sampler.sample([Task(asked["messages"])], seed=asked["seed"])
+                    body = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer.text}}]}).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                def log_message(self, *words): pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            try: yield f"http://127.0.0.1:{server.server_port}/v1"
+            finally: server.shutdown(); server.server_close()
+
+    # %% nbs/18_learn.testtime.ipynb#7eebd533
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
+        fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
+
+    # %% nbs/18_learn.testtime.ipynb#0e76d0f5
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "0e76d0f5"):
+        model, tokenizer = load_demo()
+        demo, config, tasks = sampler_for(model, tokenizer, Sampling(20)), SearchConfig(96), hard.tasks(8)
+        ways = {
+            "best of k": lambda task: best_of(demo, hard, task, config),
+            "multi-turn": lambda task: multi_turn(demo, hard, task, config, turns=1),
+            "refine": lambda task: refine(demo, hard, task, config, Prompting()),
+            "solve": lambda task: solve(model, tokenizer, hard, task, config, teacher=EMA(0.5), restore=True, **fast),
+        }
+        curves = {name: discovery([way(task) for task in tasks], range(97)) for name, way in ways.items()}
+        figure, axes = plt.subplots(figsize=(5, 2.6))
+        for name, curve in curves.items(): axes.plot(*zip(*curve), label=name)
+        axes.set(xlabel="attempts", ylabel="solved", ylim=(0, 1)); axes.legend(frameon=False);
+
+    # %% nbs/18_learn.testtime.ipynb#caa22922
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "caa22922"):
+        ends = {name: curve[-1][1] for name, curve in curves.items()}
+        assert ends["solve"] > max(share for name, share in ends.items() if name != "solve")
+        ends

@@ -151,14 +151,15 @@ def test_ema_updates_ref_model_in_place(tmp_path: Path):
 @pytest.mark.parametrize("trained", ["all weights", "an adapter"])
 def test_no_third_model_created(trained: str, tmp_path: Path):
     model, _ = load_demo()
-    size, gc_before = sum(weight.numel() for weight in model.parameters()), gc.collect()
-    old = {id(one) for one in gc.get_objects() if isinstance(one, torch.nn.Parameter)}
+    size = sum(weight.numel() for weight in model.parameters())
+    gc.collect()
+    old = {id(one) for one in gc.get_objects() if issubclass(type(one), torch.nn.Parameter)}
     given = {} if trained == "all weights" else dict(peft_config=LoraConfig(**LORA))
     pull = {} if trained == "all weights" else dict(kl_to_base=0.1)  # the base is there already
     trainer = codebook_trainer(tmp_path, model=model, given=given, **pull)
     trainer.train()
     gc.collect()
-    new = [one for one in gc.get_objects() if isinstance(one, torch.nn.Parameter) and id(one) not in old]
+    new = [one for one in gc.get_objects() if issubclass(type(one), torch.nn.Parameter) and id(one) not in old]
     added = sum(one.numel() for one in new)
     adapter = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     if trained == "all weights": assert added == size == sum(one.numel() for one in trainer.ref_model.parameters())
@@ -487,8 +488,8 @@ def test_loss_and_gradient_of_a_batch_are_those_of_the_loop(objective: dict[str,
     torch.testing.assert_close(fast_slope, fast_wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("how", ["plain", "fast"])
-def test_a_run_from_the_same_samples_ends_with_the_weights_of_the_loop(how: str, tmp_path: Path):
+@pytest.mark.parametrize("how, tolerance", [("plain", 1e-8), ("fast", 1e-5)])  # Adam divides by what may be all but zero
+def test_a_run_from_the_same_samples_ends_with_the_weights_of_the_loop(how: str, tolerance: float, tmp_path: Path):
     kept, steps = [], []
 
     def judge(prompts, completions, completion_ids, answer, **columns):
@@ -515,4 +516,4 @@ def test_a_run_from_the_same_samples_ends_with_the_weights_of_the_loop(how: str,
     assert max((student.get_parameter(name) - weight).abs().max() for name, weight in start.named_parameters()) > 1e-3
     for mine, theirs in ((trainer.model, student), (trainer.ref_model, teacher.second.model)):
         for name, weight in theirs.named_parameters():
-            torch.testing.assert_close(mine.get_parameter(name).detach(), weight.detach(), atol=1e-8, rtol=0)
+            torch.testing.assert_close(mine.get_parameter(name).detach(), weight.detach(), atol=tolerance, rtol=0)

@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.testtime.html.md"""
 
 # %% auto #0
 __all__ = ['AGAIN', 'TEST_TIME', 'Try', 'Search', 'SearchConfig', 'Answer', 'Answerer', 'seek', 'best_of', 'continued',
-           'multi_turn', 'refine', 'ServerSampler', 'put_back', 'solve']
+           'multi_turn', 'refine', 'ServerSampler', 'put_back', 'solve', 'found_within', 'discovery']
 
 # %% ../../nbs/18_learn.testtime.ipynb #e23ba25a
 import math
@@ -322,3 +322,27 @@ def solve(
         finally:
             model.train(was_training)
             if is_ours: teacher.detach()  # nobody else knows of it, and an adapter of its would stay on the base
+
+# %% ../../nbs/18_learn.testtime.ipynb #51f0e622
+def found_within(
+    search: Search,  # until its first success, or its budget
+    attempts: int,  # the first so many
+) -> float:  # from 0 to 1
+    "How likely the first attempts hold a success, over all orders of each round."
+    left = attempts
+    for tries in search.rounds():
+        size, successes = len(tries), sum(one.feedback.score >= search.success for one in tries)
+        looked_at = min(left, size)
+        if successes: return 1 - math.comb(size - successes, looked_at) / math.comb(size, looked_at)
+        left -= looked_at
+    if left: raise ValueError(f"the search gave up after {search.attempts} attempts; ask for no more than these")
+    return 0.0
+
+# %% ../../nbs/18_learn.testtime.ipynb #a9e84e75
+def discovery(
+    searches: Sequence[Search],  # over questions and seeds, all of one way
+    attempts: Sequence[int],  # at which to look
+) -> list[tuple[int, float]]:  # attempts, and the share of searches that have a success by then
+    "Discovery@k: how likely a success is found within k attempts."
+    if not searches: raise ValueError("there are no searches; give at least one")
+    return [(k, sum(found_within(search, k) for search in searches) / len(searches)) for k in attempts]
