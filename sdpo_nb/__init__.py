@@ -76,8 +76,8 @@ def __getattr__(name: str) -> object:
 
 
 def _came_after(late: str, early: str) -> bool:
-    """Whether both packages are here, in this order."""
-    names = [name.partition(".")[0] for name in _modules]  # as they came; a package itself comes after its first parts
+    """Whether both packages are here, and in this order."""
+    names = [name.partition(".")[0] for name in list(_modules)]  # a package stands behind its first parts
     return late in names and early in names[: names.index(late)]
 
 

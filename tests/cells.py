@@ -31,17 +31,17 @@ def codebook_rows(count: int) -> Any:
     """Questions about the demo's book omega, as a dataset for TRL."""
     from datasets import Dataset
     from sdpo_nb.core.demo import Codebook
+    from sdpo_nb.learn.hosting import as_rows
 
-    return Dataset.from_list([{"prompt": [*task.messages], **task.info} for task in Codebook().tasks(count)])
+    return Dataset.from_list(as_rows(Codebook().tasks(count)))
 
 
 def codebook_judge(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[Any]:
     """A reward function: what the demo's checker says of each attempt, in words too."""
     from sdpo_nb.core.demo import Codebook
-    from sdpo_nb.core.records import Task
+    from sdpo_nb.learn.hosting import as_reward
 
-    tasks = [Task(tuple(prompt), {"answer": right}) for prompt, right in zip(prompts, answer)]
-    return [Codebook().judge(task, turns[-1]["content"]) for task, turns in zip(tasks, completions)]
+    return as_reward(Codebook())(prompts, completions, answer=answer)
 
 
 def codebook_trainer(

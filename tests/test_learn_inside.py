@@ -2,11 +2,10 @@
 import functools
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.core.models import need
 from sdpo_nb.experience.batches import Batch, Prompts, Sequences
 from sdpo_nb.learn.reading import continued, head_of, undressed
 from sdpo_nb.loss.fused import Head
@@ -22,7 +21,7 @@ from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.learn.reading import read_hidden
 from sdpo_nb.loss.objectives import read_logps, token_logps
-from sdpo_nb.learn.inside import Inside, open_up, whole_head, untouched, read_inside, is_sliced, read_states
+from sdpo_nb.learn.inside import Inside, open_up, in_place_of, untouched, read_inside, is_sliced, read_states
 from cells import notebook_cell
 
 
@@ -38,13 +37,20 @@ def test_others_may_look_in():
         )
         batch = collate([Row(*pair) for pair in zip(rollouts, views)], tokenizer)
 
-    # %% nbs/13b_learn.inside.ipynb#4e0b0647
-    with notebook_cell("nbs/13b_learn.inside.ipynb", "4e0b0647"):
+    # %% nbs/13b_learn.inside.ipynb#22aa806b
+    with notebook_cell("nbs/13b_learn.inside.ipynb", "22aa806b"):
+        layer = torch.nn.Linear(2, 2)
+        seen = []
+        layer.register_forward_hook(lambda *_: seen.append("hook"))
+        test_eq((in_place_of(layer, lambda x: x.sum().item(), torch.ones(2)), seen, "forward" in vars(layer)), (2.0, ["hook"], False))
+
+    # %% nbs/13b_learn.inside.ipynb#2c44fb75
+    with notebook_cell("nbs/13b_learn.inside.ipynb", "2c44fb75"):
         ids = torch.tensor([[5, 6, 7]])
         before = model(ids).logits.detach()
         open_up(model)
         test_eq(model(ids).logits.detach(), before)
-        test_eq(model(ids, inside=lambda base, read: (base is model, read.last_hidden_state.shape)), (True, (1, 3, 128)))
+        test_eq(model(ids, inside=lambda base, hidden, memory: (base is model, hidden.shape)), (True, (1, 3, 128)))
 
     # %% nbs/13b_learn.inside.ipynb#22479255
     with notebook_cell("nbs/13b_learn.inside.ipynb", "22479255"):

@@ -30,7 +30,7 @@ from sdpo_nb.learn.inside import open_up
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from sdpo_nb.learn.teachers import (
-    Reading, MOMENTS, check_moment, Record, moved, Teacher, Live, Frozen, EMA, TrustRegion, Restart
+    Reading, MOMENTS, check_moment, Record, moved, Teacher, Live, Frozen, NARROW, EMA, TrustRegion, Restart
 )
 from cells import notebook_cell
 
@@ -181,12 +181,24 @@ def test_ema():
             batch = collate(rows, AutoTokenizer.from_pretrained(DEMO))
             return batch.student, batch
 
-    # %% nbs/14b_learn.teachers.ipynb#84305f49
-    with notebook_cell("nbs/14b_learn.teachers.ipynb", "84305f49"):
+    # %% nbs/14b_learn.teachers.ipynb#aceb97bb
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "aceb97bb"):
         with expect_fail(ValueError, "use Frozen()"): EMA(0)
         with expect_fail(ValueError, "every must be one of step, rollout"): EMA(every="epoch")
-        with expect_fail(ValueError, "an average in 16 bits never moves"): EMA().attach(student().bfloat16())
-        EMA(kept=Keeping(dtype=torch.float32)).attach(student().bfloat16())
+        with expect_fail(ValueError, "an average in 16 bits never moves"): EMA(kept=Keeping(dtype=torch.bfloat16))
+
+    # %% nbs/14b_learn.teachers.ipynb#02341a5d
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "02341a5d"):
+        narrow = student().bfloat16()
+        test_eq({weight.dtype for weight in EMA().attach(narrow).second.weights().values()}, {torch.float32})
+        adapted, _ = add_adapter(student().bfloat16(), rank=2)
+        for weight in adapted.parameters(): weight.data = weight.data.bfloat16()
+        teacher = EMA().attach(adapted)
+        test_eq({weight.dtype for weight in teacher.second.weights().values()}, {torch.float32})
+        test_eq({weight.dtype for weight in adapted.parameters() if weight.requires_grad}, {torch.bfloat16})
+        teacher.update("rollout")
+        prompts, batch = batch_of((4, 5), (6, 7))
+        test_eq(teacher.read(prompts, batch).isfinite().all().item(), True)
 
     # %% nbs/14b_learn.teachers.ipynb#0f43f40b
     with notebook_cell("nbs/14b_learn.teachers.ipynb", "0f43f40b"):

@@ -96,20 +96,22 @@ def undressed(
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
-# %% ../../nbs/13_learn.reading.ipynb #d2f16447
+# %% ../../nbs/13_learn.reading.ipynb #a632c3e8
 def head_of(
     model: "PreTrainedModel",  # any causal language model
 ) -> Head:
     "How a model makes logits of hidden states."
     from peft.tuners.lora import Linear as LoraLinear
     from peft.utils import ModulesToSaveWrapper
+    from torch.distributed.fsdp import FSDPModule
 
     base, low_rank = undressed(model), None
     config, layer = base.config.get_text_config(), base.get_output_embeddings()
     if isinstance(layer, ModulesToSaveWrapper):
         layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapters[0]]
     if isinstance(layer, LoraLinear): layer, low_rank = layer.base_layer, factors_of(layer)
-    if type(layer) is not torch.nn.Linear or not layer.weight.is_floating_point():
+    kind = type(layer).__bases__[-1] if isinstance(layer, FSDPModule) else type(layer)  # FSDP2 makes a class of its own
+    if kind is not torch.nn.Linear or not layer.weight.is_floating_point():
         raise ValueError(
             f"the fused loss knows linear heads and LoRA adapters on them, not {type(layer).__name__}; "
             "use distillation_loss on the model's logits"

@@ -73,7 +73,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/17_learn.trainer.ipynb #87065deb
+# %% ../../nbs/17_learn.trainer.ipynb #822c88d6
 class SDPOTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -117,11 +117,18 @@ class SDPOTrainer(GRPOTrainer):
             peft_config=peft_config, tools=tools, rollout_func=rollout_func, environment_factory=environment_factory,
         )
         if args.enabled: self.bring_teacher()
+        if args.enabled and args.fp16 and self.accelerator.device.type == "cpu":
+            warnings.warn("fp16 does nothing on a CPU, which computes in 32 bits; bf16=True is what it can do", stacklevel=2)
 
     def bring_teacher(self) -> None:
         "Put the teacher beside the student, before anybody wraps or shards them."
         args, student = self.args, unwrapped(self.model)
         check_text_only(self.processing_class)
+        if any(weight.requires_grad and weight.dtype == torch.float16 for weight in student.parameters()):
+            raise ValueError(
+                "weights of float16 cannot be trained: the smallest step is lost, and Adam divides by zero; "
+                "load the model in 32 bits and set fp16=True, or train an adapter"
+            )
         with untouched(student): self.teacher = args.make_teacher().attach(student)
         self.base = self.base_of(student) if args.kl_to_base else None
         for kept in (self.teacher, self.base):
@@ -214,13 +221,13 @@ class SDPOTrainer(GRPOTrainer):
                 log_metric=self._log_metric,
             )
             if self.environments is not None: columns["environments"] = self.environments
-            functions, names = list(self.reward_funcs), told_apart(self.reward_func_names)
+            functions, names = self.reward_funcs, told_apart(self.reward_func_names)
             spoken = [i for i, function in enumerate(functions) if not isinstance(function, torch.nn.Module)]
             heard: dict[str, list[Any]] = {}
             if spoken:
                 judge = Rewards([functions[i] for i in spoken], names=[names[i] for i in spoken])
                 _, heard = judge.each(self.args.judge_errors, prompts, completions, columns)
-            for i in spoken: self.reward_funcs[i] = stand_in(heard[names[i]])
+            self.reward_funcs = [stand_in(heard[name]) if name in heard else f for name, f in zip(names, functions)]
             try: rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             finally: self.reward_funcs = functions
             start = self.accelerator.process_index * len(prompts)
