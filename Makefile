@@ -5,16 +5,21 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(shell nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
 WORKERS ?= 2
 ARGS ?=
+# The older of the two eras of TRL, with what it needs of older packages; Unsloth knows none that is newer.
+ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi idna
+UNSLOTH ?= unsloth==2026.10.9 unsloth_zoo==2026.10.9 requests urllib3 charset_normalizer
+TRAINER = tests/test_learn_config.py tests/test_learn_inputs.py tests/test_learn_inside.py tests/test_learn_trainer.py \
+  $(wildcard tests/test_trainer*.py)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-zero3 export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-zero3 test-unsloth test-matrix export run-notebooks docs bench demo-model clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.package  ## Train the embedded model and write report.html; options in ARGS="--method grpo --steps 20".
 	@$(BIN)/sdpo-nb demo $(ARGS)
@@ -31,6 +36,15 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
 	@$(PIP) --upgrade --no-deps --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	@PYTHONPATH=.venv/deepspeed $(QUIET) $(BIN)/python -m pytest --quiet tests/test_teachers.py -k zero_3
+
+test-unsloth: .venv/.unsloth  ## Run the trainer beside Unsloth, in folders that nothing else sees.
+	@PYTHONPATH=$(CURDIR)/.venv/unsloth:$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet tests/test_unsloth_compat.py $(ARGS)
+
+test-matrix: .venv/.era  ## Run the trainer's tests with both eras of TRL and Transformers.
+	@echo "== $(ERA)"
+	@PYTHONPATH=$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(TRAINER) $(ARGS)
+	@echo "== those of .venv"
+	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(TRAINER) $(ARGS)
 
 export: .venv/.dev  ## Write the package, its tests and the README from the notebooks.
 	@PYTHONPATH=. $(BIN)/nbdev-export
@@ -73,3 +87,11 @@ clean:  ## Remove what the other targets made, save .venv.
 .venv/.dev: .venv/.torch settings.ini
 	@echo "== installing sdpo-nb and its tools (minutes, once)"
 	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
+
+.venv/.era: .venv/.dev
+	@echo "== installing $(ERA)"
+	@$(PIP) --upgrade --no-deps --target .venv/era $(patsubst %,'%',$(ERA)) && touch $@
+
+.venv/.unsloth: .venv/.era
+	@echo "== installing $(UNSLOTH)"
+	@$(PIP) --upgrade --no-deps --target .venv/unsloth $(UNSLOTH) && touch $@

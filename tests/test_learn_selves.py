@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from sdpo_nb.core.adapters import add_adapter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -188,13 +188,16 @@ def test_a_second_adapter():
 
         def numbers(weights): return sum(weight.numel() for weight in weights)
 
-    # %% nbs/14_learn.selves.ipynb#deab2ac0
-    with notebook_cell("nbs/14_learn.selves.ipynb", "deab2ac0"):
+    # %% nbs/14_learn.selves.ipynb#c4712b31
+    with notebook_cell("nbs/14_learn.selves.ipynb", "c4712b31"):
         model, _ = add_adapter(student(), rank=2, whole=["lm_head"])
         copied = second_self(model)
         extra = numbers(copied.weights().values()) / numbers(adapter_weights(model, "student").values())
         test_eq((type(copied).__name__, model.active_adapter, extra), ("AdapterCopy", "student", 1.0))
-        with copied.unsaved(): test_eq(list(model.peft_config), ["student"])
+        with copied.unsaved() as names:
+            kept = get_peft_model_state_dict(model, adapter_name="student")
+            test_eq((list(model.peft_config), len(kept), len(names)), (["student"], len(copied.weights()), len(copied.weights())))
+            test_eq([name for name in kept if "teacher" in name], [])
         test_eq(list(model.peft_config), ["student", "teacher"])
         with expect_fail(ValueError, "leave `kept` out"): second_self(model, Keeping(device="cpu"))
         learn(model); copied.move(0.5)

@@ -40,11 +40,12 @@ from cells import notebook_cell
 
 
 def test_a_search_is_its_attempts():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -88,11 +89,12 @@ def test_a_search_is_its_attempts():
 
 
 def test_what_all_four_share():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -130,11 +132,12 @@ def test_what_all_four_share():
 
 
 def test_best_of_k_is_what_the_others_have_to_beat():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -164,14 +167,15 @@ def test_best_of_k_is_what_the_others_have_to_beat():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#afadae58
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "afadae58"):
+    # %% nbs/18_learn.testtime.ipynb#f78819ca
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "f78819ca"):
         task = easy.tasks(2)[1]
         seen = []
         search = best_of(demo, easy, task, SearchConfig(budget=70), on_round=seen.append)
         test_eq(search.is_solved, True)
         test_eq([one.attempts for one in seen], [16 * number for number in range(1, len(seen) + 1)])
-        assert seen[-1] == search and not any(one.is_solved for one in seen[:-1]) and all(one.read == task.messages for one in search.history)
+        assert seen[-1] == search and not any(one.is_solved for one in seen[:-1])
+        test_eq({one.read[-1]["content"] for one in search.history}, {task.question})
         search
 
     # %% nbs/18_learn.testtime.ipynb#c1f730ea
@@ -184,11 +188,12 @@ def test_best_of_k_is_what_the_others_have_to_beat():
 
 
 def test_a_conversation_remembers_until_it_is_full():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -218,9 +223,8 @@ def test_a_conversation_remembers_until_it_is_full():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#f069d147
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "f069d147"):
-        telling = Codebook("omega", "full")
+    # %% nbs/18_learn.testtime.ipynb#b1824f3d
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "b1824f3d"):
         task = telling.tasks(1)[0]
         search = multi_turn(demo, telling, task, SearchConfig(budget=64))
         test_eq((search.is_solved, len(search.rounds())), (True, 2))
@@ -241,11 +245,12 @@ def test_a_conversation_remembers_until_it_is_full():
 
 
 def test_the_best_failure_is_worth_showing():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -303,11 +308,12 @@ def test_the_best_failure_is_worth_showing():
 
 
 def test_a_server_need_not_show_its_tokens():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -351,21 +357,23 @@ def test_a_server_need_not_show_its_tokens():
         test_eq(search.is_solved, True)
         search
 
-    # %% nbs/18_learn.testtime.ipynb#287a577d
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "287a577d"):
+    # %% nbs/18_learn.testtime.ipynb#66e7ed7d
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "66e7ed7d"):
         quick = dict(tries=2, first_wait=0.01)
         with expect_fail(EndpointError, "gave no answer in 2 of 2 tries; the last one: URLError"):
             ServerSampler(url, "demo", **quick).sample(tasks)  # nobody listens there any more
-        with expect_fail(ValueError, "options must not set seed; the sampler does"): ServerSampler(url, "demo", options={"seed": 1})
+        with expect_fail(ValueError, "options must not set seed; the sampler does"):
+            ServerSampler(url, "demo", options={"seed": 1})
         with expect_fail(ValueError, "base_url must be an address"): ServerSampler("localhost:8000", "demo")
 
 
 def test_or_the_weights_remember():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -395,15 +403,15 @@ def test_or_the_weights_remember():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#a40d42cc
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "a40d42cc"):
+    # %% nbs/18_learn.testtime.ipynb#87770d2f
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "87770d2f"):
         task = hard.tasks(1)[0]
-        searches = {rate: solve(*load_demo(), hard, task, SearchConfig(192), teacher=EMA(rate), **fast) for rate in (0.01, 0.8)}
+        searches = {rate: solve(*load_demo(), hard, task, SearchConfig(128), teacher=EMA(rate), **fast) for rate in (0.01, 0.8)}
         {rate: search.found_at for rate, search in searches.items()}
 
-    # %% nbs/18_learn.testtime.ipynb#25fff087
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "25fff087"):
-        assert searches[0.8].is_solved and searches[0.8].found_at < (searches[0.01].found_at or 193)
+    # %% nbs/18_learn.testtime.ipynb#32aa4c58
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "32aa4c58"):
+        assert searches[0.8].is_solved and searches[0.8].found_at < (searches[0.01].found_at or 129)
 
     # %% nbs/18_learn.testtime.ipynb#0139bb4d
     with notebook_cell("nbs/18_learn.testtime.ipynb", "0139bb4d"):
@@ -421,11 +429,12 @@ def test_or_the_weights_remember():
 
 
 def test_what_was_learned_may_stay_or_go():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -482,23 +491,25 @@ def test_what_was_learned_may_stay_or_go():
         test_eq((search.is_solved, list(adapted.peft_config)), (True, ["student"]))
         search
 
-    # %% nbs/18_learn.testtime.ipynb#8734e8a4
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "8734e8a4"):
+    # %% nbs/18_learn.testtime.ipynb#72407142
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "72407142"):
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             solve(*load_demo(), Codebook("omega", "none"), hard.tasks(1)[0], SearchConfig(64, 8), **fast)
         test_eq([str(one.message).split(":")[0] for one in heard], ["3 rounds without a signal"])
         with expect_fail(ValueError, "use attempts=2 or more"):
             solve(model, tokenizer, hard, task, SearchConfig(attempts=1), GRPO(), **fast)
-        with expect_fail(ValueError, "do not fit the model's context of 512"): solve(model, tokenizer, hard, task)
+        with expect_fail(ValueError, "do not fit the model's context of 512"):
+            solve(model, tokenizer, hard, task, sampling=Sampling(512))
 
 
 def test_how_likely_a_success_is_within_k_attempts():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -545,8 +556,8 @@ def test_how_likely_a_success_is_within_k_attempts():
         test_eq([found_within(searched([0, 0]), k) for k in range(3)], [0, 0, 0])
         with expect_fail(ValueError, "gave up after 2 attempts"): found_within(searched([0, 0]), 3)
 
-    # %% nbs/18_learn.testtime.ipynb#60ca13c7
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "60ca13c7"):
+    # %% nbs/18_learn.testtime.ipynb#09269dbf
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "09269dbf"):
         @dataclass(frozen=True)
         class Coin:
             def sample(self, tasks, attempts=1, seed=0):
@@ -561,8 +572,8 @@ def test_how_likely_a_success_is_within_k_attempts():
         toss, = Heads().tasks(1)
         looks = (1, 2, 4, 8, 16)
         for size in (1, 5, 16):
-            tossed = [best_of(Coin(), Heads(), toss, SearchConfig(16, size, seed=seed)) for seed in range(2000)]
-            test_close([share for _, share in discovery(tossed, looks)], [1 - 0.8**k for k in looks], eps=0.03)
+            tossed = [best_of(Coin(), Heads(), toss, SearchConfig(16, size, seed=seed)) for seed in range(600)]
+            test_close([share for _, share in discovery(tossed, looks)], [1 - 0.8**k for k in looks], eps=0.05)
         discovery(tossed, looks)
 
     # %% nbs/18_learn.testtime.ipynb#1c431f13
@@ -571,11 +582,12 @@ def test_how_likely_a_success_is_within_k_attempts():
 
 
 def test_what_we_have():
-    # %% nbs/18_learn.testtime.ipynb#02dd9235
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "02dd9235"):
+    # %% nbs/18_learn.testtime.ipynb#326d77c3
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "326d77c3"):
         model, tokenizer = load_demo()
         demo = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
-        easy, hard = Codebook("zeta", "full", 2, 3), Codebook("omega", "neg")
+        easy = Codebook("zeta", "full", 2, 3)  # solved once in some six attempts
+        telling, hard = Codebook("omega", "full"), Codebook("omega", "neg")  # hardly ever
 
     # %% nbs/18_learn.testtime.ipynb#45dbb91f
     with notebook_cell("nbs/18_learn.testtime.ipynb", "45dbb91f"):
@@ -605,17 +617,17 @@ def test_what_we_have():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#a9b3ce46
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "a9b3ce46"):
+    # %% nbs/18_learn.testtime.ipynb#24a32784
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "24a32784"):
         model, tokenizer = load_demo()
-        demo, config, tasks = sampler_for(model, tokenizer, Sampling(20)), SearchConfig(96), hard.tasks(8)
+        demo, config, tasks = sampler_for(model, tokenizer, Sampling(20)), SearchConfig(80), hard.tasks(4)
         ways = {
             "best of k": lambda task: best_of(demo, hard, task, config),
             "multi-turn": lambda task: multi_turn(demo, hard, task, config, turns=1),
             "refine": lambda task: refine(demo, hard, task, config, Prompting()),
             "solve": lambda task: solve(model, tokenizer, hard, task, config, teacher=EMA(0.8), restore=True, **fast),
         }
-        curves = {name: discovery([way(task) for task in tasks], range(97)) for name, way in ways.items()}
+        curves = {name: discovery([way(task) for task in tasks], range(81)) for name, way in ways.items()}
         figure, axes = plt.subplots(figsize=(5, 2.6))
         for name, curve in curves.items(): axes.plot(*zip(*curve), label=name)
         axes.set(xlabel="attempts", ylabel="solved", ylim=(0, 1)); axes.legend(frameon=False);

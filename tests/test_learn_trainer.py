@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sdpo_nb.core.models import as_reader, check_fits, seeded
 from sdpo_nb.core.records import Feedback, Message, TeacherView
+from sdpo_nb.experience.feedback import JUDGE_ERROR
 from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_parts
 from sdpo_nb.experience.rewards import Rewards, across_processes, combined
 from sdpo_nb.experience.rollouts import Sampling, StaticSampler, is_small_llama
-from sdpo_nb.learn.config import SDPOConfig
-from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, last_whole_checkpoint, stand_in, told_apart
+from sdpo_nb.learn.checkpoints import check_settings
+from sdpo_nb.learn.config import SDPOConfig, in_our_words
+from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, last_whole_checkpoint, stand_in, told_apart, widen_head
 from sdpo_nb.learn.inputs import Slices, batch_of, counts, divisor_in, learned_mask, teacher_inputs
 from sdpo_nb.learn.inside import open_up, read_inside, untouched
 from sdpo_nb.learn.loop import Clock
@@ -43,7 +45,7 @@ from sdpo_nb.learn.config import demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
 from transformers import PrinterCallback
 from trl import GRPOConfig
-from sdpo_nb.learn.trainer import Follow, CONTEXTS, SDPOTrainer
+from sdpo_nb.learn.trainer import Follow, CONTEXTS, FIXED, SDPOTrainer
 from cells import notebook_cell
 
 

@@ -152,12 +152,28 @@ def test_a_judge_that_breaks_stops_the_run_or_is_taken_at_its_word(tmp_path: Pat
     with pytest.raises(JudgeError, match="broken, asked about attempt 1"): run(tmp_path, broken)
     trainer, (inputs,) = run(tmp_path, broken, judge_errors="feedback", demonstration_sources=[])
     assert sum("The judge failed" in told and "no key" in told for told in inputs["told"]) == 7
+    assert trainer.state.log_history[0]["sdpo/judged/judge_error"] == 7 / 8
     with pytest.warns(UserWarning, match="an attempt scores 0 in silence"):
         trainer, (inputs,) = run(tmp_path, broken, judge_errors="silence")
     assert trainer.state.log_history[0]["reward"] == 1 / 8 and inputs["self_distillation_mask"].sum() == 3
 
 
 # ---- rollouts of other people
+
+
+def with_holes(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+    "The sampler's attempts, by an engine that could not say how likely some of the first tokens were."
+    sampler = StaticSampler(trainer.model, trainer.processing_class, Sampling(6))
+    asked = [trainer.processing_class.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in prompts]
+    ids, logps = (x.tolist() for x in sampler.draw(asked, seed=1))
+    return {"prompt_ids": asked, "completion_ids": ids, "logprobs": [[None, *line[1:]] for line in logps]}
+
+
+def test_tokens_that_nobody_could_score_count_as_they_are(tmp_path: Path):
+    trainer, (inputs,) = run(tmp_path, codebook_judge, None, dict(rollout_func=with_holes), alpha=1.0, support="full")
+    line, *_ = trainer.state.log_history
+    assert math.isfinite(inputs["loss"]) and inputs["loss"] > 0 and line["sdpo/skipped_steps"] == 0
+    assert line["sdpo/ratio"] == pytest.approx(1, abs=1e-3)
 
 
 def with_an_environment(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
@@ -514,9 +530,10 @@ def test_an_engine_is_sent_the_student_and_never_the_teacher(trained: str, engin
 @pytest.mark.parametrize("case", ["aligned", "with holes", "misaligned"])
 def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(case: str, trained: str, engine: dict[str, Any], tmp_path: Path):
     engine["holes"] = case == "with holes"
-    found = []
+    found, asked, beforehand = [], [], []
 
     def look(trainer, model, inputs, loss_of):
+        beforehand.append(len(asked))
         width, passes = inputs["completion_ids"].shape[1], []
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -543,22 +560,17 @@ def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(case: str,
 
     given = {} if trained == "all weights" else dict(peft_config=LoraConfig(**LORA))
     sizes = dict(steps_per_generation=2, per_device_train_batch_size=4, max_steps=2) if case == "misaligned" else {}
-    asked = []
 
     def judge(completions, **columns): return [{"score": 0.0, "feedback": "No."}] * len(completions)
 
     trainer = codebook_trainer(
         tmp_path, judge, None, looking(look), given, use_vllm=True, alpha=1.0, support="full", merge_duplicates=False, **sizes,
     )
-    trainer.model.register_forward_pre_hook(lambda *inputs: asked.append(torch.is_grad_enabled()))
+    trainer.model.register_forward_pre_hook(lambda *inputs: asked.append(inputs))
     trainer.train()
-    assert len(found) == (2 if case == "misaligned" else 1)
+    assert len(found) == (2 if case == "misaligned" else 1) and all(math.isfinite(loss) for *_, loss in found)
     assert [passes.count(True) for _, _, passes, _ in found] == [1] * len(found)
-    rows = sum(len(inputs["completion_ids"]) for inputs, *_ in found)
-    of_teacher = 0 if trained == "all weights" else sum(passes.count(False) for *_, passes, _ in found)
-    looked_at = asked.count(False) - rows * (1 + (trained == "all weights") * 0) - of_teacher
-    assert (looked_at == 0) == (case == "aligned")  # only where both ratios are not one, the student is asked beforehand
-    assert all(math.isfinite(loss) for *_, loss in found)
+    assert bool(beforehand[0]) == (case != "aligned")  # the student is asked beforehand where both ratios are not one
 
 
 # ---- evaluation and logs
@@ -586,6 +598,23 @@ def test_evaluation_says_how_likely_one_of_k_attempts_passes(tmp_path: Path):
     assert again["eval_loss"] > 0 and all(torch.equal(a, b) for a, b in zip(before, after))
 
 
+def test_the_teacher_is_examined_under_each_context_and_nothing_moves(tmp_path: Path):
+    def trained(folder, **settings):
+        data = dict(eval_dataset=codebook_rows(96).select(range(64, 96)))
+        trainer, slices = run(folder, codebook_judge, None, data, max_steps=2, per_device_eval_batch_size=32, num_generations_eval=1, **settings)
+        return trainer, [one["loss"] for one in slices]
+
+    plain, losses = trained(tmp_path)
+    examined, same = trained(tmp_path, teacher_pass_rate_every=1, eval_teacher=True)
+    assert losses == same
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), examined.model.parameters()))
+    assert all(0 <= line["sdpo/teacher_pass@1"] <= 1 for line in examined.state.log_history[:2])
+    seen = examined.evaluate()
+    rates = {name: seen[f"eval_sdpo/teacher_pass@1/{name}"] for name in ("nothing", "feedback", "both")}
+    assert rates["feedback"] >= rates["nothing"] + 0.1  # the demo's model understands what it is told
+    assert rates["both"] == rates["feedback"]  # of groups of one, none has a sibling to show
+
+
 def test_the_table_of_completions_shows_what_the_teacher_read(tmp_path: Path):
     def judge(completions, log_extra, log_metric, **columns):
         log_extra("length", [len(turns[-1]["content"]) for turns in completions])
@@ -608,11 +637,13 @@ def test_the_table_of_completions_shows_what_the_teacher_read(tmp_path: Path):
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
 def test_what_is_logged_reaches(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip(name, reason=f"needs {name}: pip install {name}")
-    for key in ("TRACKIO_DIR", "WANDB_DIR", "TENSORBOARD_LOGGING_DIR"): monkeypatch.setenv(key, str(tmp_path / "logs"))
-    (tmp_path / "logs").mkdir()
+    (folder := tmp_path / "logs").mkdir()
+    for key in ("WANDB_DIR", "TENSORBOARD_LOGGING_DIR"): monkeypatch.setenv(key, str(folder))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    for module in [one for path, one in sys.modules.items() if path.split(".")[0] == "trackio"]:  # reads its folder when imported
+        if "TRACKIO_DIR" in vars(module): monkeypatch.setattr(module, "TRACKIO_DIR", folder)
     trainer, _ = run(tmp_path, codebook_judge, report_to=name, log_completions=True, max_steps=2, run_name="tried")
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "logs").rglob("*") if path.is_file())
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert b"sdpo/" in kept and b"signal_fraction" in kept
 
 

@@ -5,13 +5,15 @@ import socket
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import BOOKS, DEMO, ask, encode
@@ -22,7 +24,7 @@ from sdpo_nb.learn.config import SDPOConfig
 from sdpo_nb.learn.reading import read, undressed
 from sdpo_nb.learn.selves import FullCopy, whole
 from sdpo_nb.learn.trainer import SDPOTrainer
-from sdpo_nb.loss.objectives import token_logps
+from sdpo_nb.loss.objectives import read_logps, token_logps
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
@@ -30,13 +32,12 @@ BOOK, TOKENIZER = BOOKS["omega"], AutoTokenizer.from_pretrained(DEMO)
 ATTEMPTS = {  # at each question, in one group: r is right, w is wrong and hears why, ? is no answer and hears nothing
     "ba ki": "r???????",  # all but the first are shown a success; half of them sit in another process than it
     "mu re fo": "????w?w?",  # the first four, which one process gets, have no signal
-    "go pa ve": "?wr?wrww",
+    "go pa ve": "ww?w?www",
     "so": "????????",  # nobody has
 }
-LOUD = tuple(ATTEMPTS)[:3]
+LOUD, SILENCE = ("ba ki", "mu re fo", "go pa ve"), ("ba ki", "so", "go pa ve")
 STEP = dict(num_generations=8, per_device_train_batch_size=8)  # eight rows, one group
 TRAINED, AGGREGATIONS = ("all weights", "adapter"), ("token-mean", "seq-mean-token-mean")
-WRAPS = {"layer by layer": "TRANSFORMER_BASED_WRAP", "as one": "NO_WRAP"}
 
 
 def answer(question: str, kind: str, place: int) -> str:
@@ -78,8 +79,7 @@ def student(trained: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     "What is trained, as one process would hold it."
-    named = {name.removeprefix("module."): weight for name, weight in model.named_parameters() if weight.requires_grad}
-    return {name: whole(weight) for name, weight in named.items()}
+    return {name: whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 class Watch(TrainerCallback):
@@ -94,11 +94,13 @@ class Watch(TrainerCallback):
         self.trainer, second = trainer, trainer.teacher.second
         readers = {"student": trainer.model} | ({"teacher": second.model} if isinstance(second, FullCopy) else {})
         for name, reader in readers.items():
-            look = lambda layer, args, name=name: self.read.update({name: len(args[0]), f"{name}'s passes": 1})
-            undressed(reader).get_decoder().register_forward_pre_hook(look)
+            undressed(reader).get_decoder().register_forward_hook(partial(self.note, name))
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any) -> None:
-        named = {name.removeprefix("module."): weight.grad for name, weight in model.named_parameters()}
+    def note(self, name: str, decoder: torch.nn.Module, args: Any, output: Any) -> None:
+        self.read.update({name: len(output.last_hidden_state), f"{name}'s passes": 1})
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = {name: weight.grad for name, weight in self.trainer.model.named_parameters()}
         self.gradients.append({name: whole(grad) for name, grad in named.items() if grad is not None})
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
@@ -134,6 +136,7 @@ def run(
     quiet = dict(logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True)
     where = dict(output_dir="unused", max_completion_length=16, bf16=False, fp16=False, ddp_timeout=120)
     args = SDPOConfig(**STEP | sizes | quiet | where | settings)
+    if args.fsdp: PartialState().distributed_type = DistributedType.MULTI_GPU  # accelerate shards nothing on a CPU else
     columns = [dict(prompt=[dict(role="user", content=ask("omega", one.split()))], question=one) for one in questions]
     watch = Watch()
     trainer = Noting(
@@ -176,12 +179,183 @@ def check_same(found: dict[str, Any], expected: dict[str, Any], tolerance: float
     assert found["heard"] == expected["heard"] and found["silent"] == expected["silent"]
 
 
+TIMES = (1, 2, 4)  # passes of one optimizer step
+TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {  # what two processes do, in groups that span both
+    f"ddp, {trained}, {times}": (trained, dict(
+        aggregation=aggregation, per_device_train_batch_size=4 // times, gradient_accumulation_steps=times,
+        gradient_checkpointing=times == 2,
+    )) for trained, aggregation in zip(TRAINED, AGGREGATIONS) for times in TIMES
+}
+REUSED = dict(steps_per_generation=6, num_iterations=2, gradient_accumulation_steps=2, max_steps=9, weight_decay=0.0)
+QUIET = dict(questions=SILENCE, shuffle_dataset=False)
+TOGETHER["ddp, reused"] = "all weights", REUSED | dict(per_device_train_batch_size=2)
+TOGETHER["ddp, silence"] = "all weights", QUIET | dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+WRAPS = {"layer by layer": "TRANSFORMER_BASED_WRAP", "as one": "NO_WRAP"}
+for wrap, policy in WRAPS.items():
+    sharded = dict(fsdp=True, fsdp_config=dict(version=2, auto_wrap_policy=policy), gradient_checkpointing=False)
+    for trained, aggregation in zip(TRAINED, AGGREGATIONS):
+        cut = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, aggregation=aggregation)
+        TOGETHER[f"fsdp2 {wrap}, {trained}"] = trained, cut | sharded
+    if wrap == "layer by layer":
+        TOGETHER["fsdp2, reused"] = "all weights", REUSED | sharded | dict(per_device_train_batch_size=2)
+        TOGETHER["fsdp2, silence"] = "all weights", QUIET | sharded | dict(per_device_train_batch_size=4)
+
+
+def half_of_it(rank: int, folder: str, port: int) -> None:
+    "One of two processes."
+    here = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    os.environ.update({name: str(value) for name, value in here.items()}, OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    all_found = {}
+    for name, (trained, settings) in TOGETHER.items():
+        AcceleratorState._reset_state()
+        try: found = run(trained, ddp_backend="gloo", **settings)
+        except Exception: found = traceback.format_exc()  # the other runs go on; the test of this one shows it
+        else:
+            both = [None, None]
+            dist.all_gather_object(both, found["noted"])
+            found["noted"] = [mine + yours for mine, yours in zip(*both)]
+        all_found[name] = found
+    if rank == 0: torch.save(all_found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    "What two processes found, run by run; a text where one broke."
+    folder = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["sdpo_nb.learn.trainer"])  # it takes its time
+    torch.multiprocessing.start_processes(half_of_it, (str(folder), port), nprocs=2, start_method="forkserver")
+    return torch.load(folder / "found.pt")
+
+
 @pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_how_often_gradients_are_gathered_does_not_matter(trained: str, aggregation: str):
     expected = alone(trained, aggregation)
     assert sorted(expected["heard"]) == [2 / 8, 6 / 8, 7 / 8]  # so that slices differ in how much they say
     assert min(expected["norms"]) > 0.01 and apart(expected["teachers"][-1:], [expected["begun"]]) > 1e-4
-    for times in (2, 4):
+    for times in TIMES[1:]:
         cut = dict(per_device_train_batch_size=8 // times, gradient_accumulation_steps=times)
         check_same(run(trained, aggregation=aggregation, **cut), expected)
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("times", TIMES)
+def test_two_processes_learn_what_one_learns(trained: str, times: int, together: dict[str, Any]):
+    found, expected = together[f"ddp, {trained}, {times}"], alone(trained, AGGREGATIONS[TRAINED.index(trained)])
+    check_same(found, expected)
+    assert found["wrapper"] == "DistributedDataParallel"
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_slices_of_fsdp2_learn_what_whole_weights_learn(trained: str, wrap: str, together: dict[str, Any]):
+    found, expected = together[f"fsdp2 {wrap}, {trained}"], alone(trained, AGGREGATIONS[TRAINED.index(trained)])
+    check_same(found, expected)
+    assert found["wrapper"].startswith("FSDP")
+
+
+def laid_out(rows: list[Any], old: dict[Any, Tensor]) -> Batch:
+    "Rows as they are, none of them merged, with what was thought of them when they were drawn."
+    prompts, told, attempts = map(list, zip(*rows))
+    ids, mask = pad(attempts, TOKENIZER.pad_token_id, "right")
+    old_logps, ones = [old.get(row, torch.zeros(len(row[2]))).tolist() for row in rows], torch.ones(len(rows))
+    return Batch(
+        Prompts.of(prompts, TOKENIZER.pad_token_id), Prompts.of(told, TOKENIZER.pad_token_id), ids, mask, mask,
+        pad(old_logps, 0.0, "right", torch.float32)[0], ones, 0 * ones,
+    )
+
+
+def in_plain_torch(steps: list[list[Any]], per_generation: int) -> tuple[list[Any], list[Any]]:
+    "The rows of each optimizer step at once, by logits: all weights, and the teacher's, after each."
+    config, model = SDPOConfig(output_dir="unused", bf16=False, fp16=False, use_cpu=True), student("all weights")
+    method, teacher = config.method(), config.make_teacher().attach(model)
+    optimizer, found = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0), []
+    for i, rows in enumerate(steps):
+        if i % per_generation == 0:
+            every = sorted({row for step in steps[i : i + per_generation] for row in step})
+            batch = laid_out(every, {})
+            with as_reader(model) as reader:
+                logps = token_logps(read_logps(read(reader, batch.student, batch)), batch.completion_ids)
+            old = {row: one[: len(row[2])] for row, one in zip(every, logps)}
+        batch = laid_out(rows, old)
+        told = teacher.read(batch.teacher, batch)
+        optimizer.zero_grad()
+        method.loss(read(model, batch.student, batch), told, batch).loss.backward()
+        optimizer.step()
+        if (i + 1) % per_generation == 0: teacher.update("rollout")
+        found.append((weights_of(model), teacher.state_dict()["weights"]))
+    return tuple(map(list, zip(*found)))
+
+
+@pytest.mark.parametrize("how", ["one process", "ddp", "fsdp2"])
+def test_attempts_that_are_shuffled_and_used_twice_teach_as_in_plain_torch(how: str, request: pytest.FixtureRequest):
+    if how == "one process": found = run("all weights", **REUSED | dict(per_device_train_batch_size=4))
+    else: found = request.getfixturevalue("together")[f"{how}, reused"]
+    if isinstance(found, str): pytest.fail(found)
+    passes, reused = REUSED["gradient_accumulation_steps"], REUSED["steps_per_generation"] * REUSED["num_iterations"]
+    steps = [sum(found["noted"][i : i + passes], []) for i in range(0, len(found["noted"]), passes)]
+    assert len(steps) == 9 and steps[:3] == steps[3:6] and len({len(rows) for rows in steps}) > 1
+    assert {row for rows in steps[:3] for row in rows} == {row for rows in steps[6:] for row in rows} and steps[:3] != steps[6:]
+    weights, teachers = in_plain_torch(steps, reused // passes)
+    assert apart(found["weights"], weights) < 1e-6 and apart(found["teachers"], teachers) < 1e-6
+    assert apart(teachers[-1:], [found["begun"]]) > 1e-4  # so that a teacher that stays fails
+
+
+def check_silence(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    "Three steps, of which the second had nothing to learn from, are the two others."
+    if isinstance(found, str): pytest.fail(found)
+    assert found["silent"] == [0, 1, 0] and found["losses"][1] == found["norms"][1] == 0
+    assert found["reads"][0]["student"] and not found["reads"][1] and found["reads"][2]["teacher"]  # nobody read anything
+    for what in ("weights", "teachers"):
+        before, after = found[what][:2]
+        assert all(torch.equal(after[name], weight) for name, weight in before.items()), what
+        assert apart(found[what][2:], expected[what][1:]) < 1e-9, what
+    before, after, then = found["moments"]
+    assert before and all(map(torch.equal, before, after))
+    torch.testing.assert_close(then, expected["moments"][1], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_a_batch_without_any_signal_moves_nothing(trained: str):
+    expected = run(trained, (SILENCE[0], SILENCE[2]), max_steps=2, shuffle_dataset=False)
+    assert apart(expected["weights"][:1], expected["weights"][1:]) > 1e-3  # weight decay and momentum had to be held back
+    check_silence(run(trained, **QUIET), expected)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_a_batch_without_any_signal_moves_nothing_in_two_processes(how: str, together: dict[str, Any]):
+    expected = run("all weights", (SILENCE[0], SILENCE[2]), max_steps=2, shuffle_dataset=False)
+    check_silence(together[f"{how}, silence"], expected)
+
+
+def test_a_slice_without_a_signal_is_read_by_nobody():
+    one = dict(per_device_train_batch_size=1, gradient_accumulation_steps=8, max_steps=1, share_prompts=False)
+    found, whole_step = run("all weights", ("mu re fo",), **one), run("all weights", ("mu re fo",), max_steps=1)
+    assert found["reads"] == [{"student": 2, "student's passes": 2, "teacher": 2, "teacher's passes": 2}]
+    assert found["silent"] == [0] and apart(found["gradients"], whole_step["gradients"]) < 1e-9
+
+
+HOW: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # settings -> rows and passes of both, for seven attempts
+    "as it comes": ({}, {"student": 4, "student's passes": 1, "teacher": 5, "teacher's passes": 2}),
+    "equal attempts twice": (dict(merge_duplicates=False), {"student": 7, "student's passes": 1, "teacher": 8}),
+    "each prompt again": (dict(share_prompts=False), {"teacher": 4, "teacher's passes": 1}),
+    "two rows": (dict(share_prompts=False, distillation_micro_batch_size=2), {"teacher": 4, "teacher's passes": 2}),
+    "one row": (dict(share_prompts=False, distillation_micro_batch_size=1), {"teacher": 4, "teacher's passes": 4}),
+    "one row, prompts once": (dict(distillation_micro_batch_size=1), {"teacher": 8, "teacher's passes": 8}),
+    "by logits": (dict(fused_loss=False), {"student": 4}),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_however_the_teacher_reads_it_says_the_same(how: str):
+    settings, reads = HOW[how]
+    one = dict(questions=("ba ki",), max_steps=1, dtype=torch.float32)
+    found, plain = run("all weights", **one, **settings), run("all weights", **one, merge_duplicates=False, share_prompts=False)
+    assert reads.items() <= found["reads"][0].items()
+    assert apart(found["gradients"], plain["gradients"]) < 1e-6 * plain["norms"][0]
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)

@@ -62,17 +62,17 @@ TEACHERS: dict[str, tuple[type[Teacher], dict[str, str]]] = {  # its class, and 
     "restart": (Restart, {"period": "teacher_restart_period", "every": "teacher_update_every"}),
 }
 
-# %% ../../nbs/16b_learn.config.ipynb #7926595a
+# %% ../../nbs/16b_learn.config.ipynb #2784e3d2
 @contextmanager
 def in_our_words(
     names: Mapping[str, str],  # a part's name for a setting -> ours
 ) -> Iterator[None]:
     "Let a part's complaint end with the names that its settings have here."
     try: yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         are_named = lambda its, ours: its != ours and re.search(rf"\b{its}\b", str(error))
         said = [f"{its} is {ours}" for its, ours in names.items() if are_named(its, ours)]
-        raise ValueError(f"{error} ({', '.join(said)})" if said else str(error)) from error
+        raise type(error)(f"{error} ({', '.join(said)})" if said else str(error)) from error
 
 # %% ../../nbs/16b_learn.config.ipynb #8cb00def
 Part = TypeVar("Part")

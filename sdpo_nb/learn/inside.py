@@ -57,17 +57,18 @@ def in_place_of(
         if over is None: del layer.forward
         else: layer.forward = over
 
-# %% ../../nbs/13b_learn.inside.ipynb #088c71a8
+# %% ../../nbs/13b_learn.inside.ipynb #45ed60d8
 @contextmanager
 def untouched(
     model: "PreTrainedModel",  # perhaps opened up
 ) -> Iterator[None]:
     "Take off, for a while, what was put over a model's forward pass."
     base = undressed(model)
-    over = vars(base).pop("forward", None)
+    over = {part: vars(part).pop("forward", None) for part in (base, base.get_output_embeddings())}
     try: yield
     finally:
-        if over is not None: base.forward = over
+        for part, forward in over.items():
+            if forward is not None: part.forward = forward
 
 # %% ../../nbs/13b_learn.inside.ipynb #8ffa07a9
 def read_inside(

@@ -74,7 +74,7 @@ def put(
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     with torch.no_grad(): target.copy_(value)
 
-# %% ../../nbs/14_learn.selves.ipynb #6f7f67b2
+# %% ../../nbs/14_learn.selves.ipynb #81d1b451
 class SecondSelf(ABC):
     "A reader that began as the student, and follows it when led."
 
@@ -100,9 +100,9 @@ class SecondSelf(ABC):
         "It is needed no more."
 
     @contextmanager
-    def unsaved(self) -> Iterator[None]:
-        "Inside the block its student is saved without it."
-        yield
+    def unsaved(self) -> Iterator[list[str]]:
+        "Inside the block its student is saved without it; gives the names that its weights have in the student."
+        yield []
 
     def move(
         self,
@@ -197,7 +197,7 @@ class FullCopy(SecondSelf):
         super().move(rate)
         for mine, theirs in zip(self.model.buffers(), self.student.buffers()): mine.copy_(theirs)
 
-# %% ../../nbs/14_learn.selves.ipynb #c3849e02
+# %% ../../nbs/14_learn.selves.ipynb #467c7aa2
 class AdapterCopy(SecondSelf):
     "A second adapter on the student's own base."
 
@@ -220,11 +220,20 @@ class AdapterCopy(SecondSelf):
         with as_it_was(self.student): self.student.delete_adapter(self.name)
 
     @contextmanager
-    def unsaved(self) -> Iterator[None]:
-        "Inside the block its student's other adapters are saved."
+    def unsaved(self) -> Iterator[list[str]]:
+        "Inside the block its student's other adapters are saved; peft would take what it has no name for as theirs."
+        mine = {id(weight) for weight in self.weights().values()}
+        names = [name for name, weight in self.student.named_parameters() if id(weight) in mine]
+
+        def leave_out(model: torch.nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+            for name in names: state.pop(prefix + name, None)
+
+        hook = self.student.register_state_dict_post_hook(leave_out)
         config = self.student.peft_config.pop(self.name)
-        try: yield
-        finally: self.student.peft_config[self.name] = config
+        try: yield names
+        finally:
+            hook.remove()
+            self.student.peft_config[self.name] = config
 
     def weights(self) -> dict[str, Tensor]:
         "The adapter's weights."

@@ -44,13 +44,13 @@ class Try:
     text: str  # the answer
     feedback: Feedback  # what was said of it
 
-# %% ../../nbs/18_learn.testtime.ipynb #1efbccd4
+# %% ../../nbs/18_learn.testtime.ipynb #3722669d
 @dataclass(frozen=True)
 class Search:
     "What was tried on one task, until it was solved or the budget was spent."
 
     task: Task  # what was asked
-    history: tuple[Try, ...] = ()  # in the order in which they were made
+    history: tuple[Try, ...] = field(default=(), repr=False)  # in the order in which they were made
     success: float = 1.0  # the score that solves it
 
     @property
@@ -155,7 +155,7 @@ def best_of(
     "Independent attempts until one succeeds."
     return seek(answerer, environment, task, config, lambda search, size: [task.messages], on_round=on_round)
 
-# %% ../../nbs/18_learn.testtime.ipynb #6465d06d
+# %% ../../nbs/18_learn.testtime.ipynb #76c9c7a0
 AGAIN = "That is not right. Try again."  # where a judge has nothing to say
 
 
@@ -165,7 +165,8 @@ def continued(
     turns: int,  # answers that are kept
 ) -> tuple[Message, ...]:
     "A conversation with its last answer and what was said of it."
-    said = [{"role": "assistant", "content": last.text}, {"role": "user", "content": last.feedback.text.strip() or AGAIN}]
+    remark = last.feedback.text.strip() or AGAIN
+    said = {"role": "assistant", "content": last.text}, {"role": "user", "content": remark}
     return (*task.messages, *[*last.read[len(task.messages) :], *said][-2 * turns :])
 
 # %% ../../nbs/18_learn.testtime.ipynb #cd55092b

@@ -30,7 +30,7 @@ from .objectives import Objective
 from .passes import TILE, Passes, Work, has_compiler, token_gradients
 from torch import Tensor
 
-# %% ../../nbs/12_loss.fused.ipynb #c2c5d959
+# %% ../../nbs/12_loss.fused.ipynb #1f276e68
 @dataclass(frozen=True)
 class Head:
     "How hidden states become logits: `softcap(scale * (hidden @ weight.T + bias))`."
@@ -64,9 +64,11 @@ class Head:
         hidden: Tensor,  # [..., H]
     ) -> Tensor:  # [..., V]
         "The plain way, all at once."
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        dtype = torch.promote_types(hidden.dtype, self.weight.dtype)
+        hidden, bias = hidden.to(dtype), self.bias if self.bias is None else self.bias.to(dtype)
+        logits = torch.nn.functional.linear(hidden, self.weight.to(dtype), bias)
         if self.low_rank is not None:
-            down, up = self.low_rank
+            down, up = (factor.to(dtype) for factor in self.low_rank)
             logits = logits + hidden @ down.T @ up.T
         logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
