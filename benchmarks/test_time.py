@@ -133,7 +133,7 @@ def main() -> None:
             known.append(execute(job))
             path.write_text("\n".join(["{\"runs\": [", ",\n".join(map(json.dumps, known)), "]}", ""]))
             solved = sum(found is not None for found in known[-1]["found_at"])
-            print(job, f"{solved} of {job.questions} solved", known[-1]["seconds"], known[-1]["cpu_seconds"], flush=True)
+            print(job, f"{solved} of {job.questions} solved in {known[-1]['seconds']} s", flush=True)
 
 
 if __name__ == "__main__": main()

@@ -36,7 +36,9 @@ def codebook_rows(count: int) -> Any:
     return Dataset.from_list(as_rows(Codebook().tasks(count)))
 
 
-def codebook_judge(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[Any]:
+def codebook_judge(
+    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any
+) -> list[Any]:
     """A reward function: what the demo's checker says of each attempt, in words too."""
     from sdpo_nb.core.demo import Codebook
     from sdpo_nb.learn.hosting import as_reward

@@ -3,49 +3,36 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 import torch
-from sdpo_nb.core.models import as_reader, check_fits, seeded
-from sdpo_nb.core.records import Feedback, Message, TeacherView
-from sdpo_nb.experience.feedback import JUDGE_ERROR
-from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_parts
-from sdpo_nb.experience.rewards import Rewards, across_processes, combined
-from sdpo_nb.experience.rollouts import Sampling, StaticSampler, is_small_llama
 from sdpo_nb.learn.checkpoints import check_settings
-from sdpo_nb.learn.config import SDPOConfig, in_our_words
-from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, last_whole_checkpoint, stand_in, told_apart, widen_head
-from sdpo_nb.learn.inputs import Slices, batch_of, counts, divisor_in, learned_mask, teacher_inputs
-from sdpo_nb.learn.inside import open_up, read_inside, untouched
-from sdpo_nb.learn.loop import Clock
-from sdpo_nb.learn.measures import Meter, pass_at, peak_memory
-from sdpo_nb.learn.methods import SDPO
+from sdpo_nb.learn.config import in_our_words
+from sdpo_nb.learn.hosting import last_whole_checkpoint
+from sdpo_nb.learn.inputs import Slices, batch_of, counts, divisor_in
+from sdpo_nb.learn.inside import read_inside
+from sdpo_nb.learn.measures import peak_memory
 from sdpo_nb.learn.reading import read
-from sdpo_nb.learn.selves import FullCopy, unwrapped, whole
-from sdpo_nb.learn.teachers import Frozen
+from sdpo_nb.learn.selves import unwrapped, whole
+from sdpo_nb.learn.taught import TaughtTrainer
 from sdpo_nb.loss.distillation import COUNTS
-from sdpo_nb.loss.fused import Head, fused_logps
-from sdpo_nb.loss.objectives import hybrid_loss, read_logps, rollout_correction, token_logps
+from sdpo_nb.loss.fused import Head
+from sdpo_nb.loss.objectives import hybrid_loss
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
-from trl import GRPOTrainer
-from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import TrainerCallback
 import tempfile
 import matplotlib.pyplot as plt
-from fastcore.test import expect_fail, test_eq
+from datasets import Dataset
+from fastcore.test import test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.learn.config import demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
+from sdpo_nb.learn.methods import SDPO
 from transformers import PrinterCallback
-from trl import GRPOConfig
-from sdpo_nb.learn.trainer import Follow, CONTEXTS, FIXED, SDPOTrainer
+from sdpo_nb.learn.trainer import Follow, FIXED, SDPOTrainer
 from cells import notebook_cell
 
 
@@ -78,34 +65,6 @@ def test_a_run():
             axis.set(title=name, xlabel="step")
         test_eq(logs[-1]["loss"] < 0.8 * logs[0]["loss"], True)
         test_eq(all(line[f"time/{phase}"] > 0 for line in logs for phase in ("sample", "feedback", "views", "teacher", "student")), True)
-
-
-def test_two_selves_never_three():
-    # %% nbs/17_learn.trainer.ipynb#b02b0551
-    with notebook_cell("nbs/17_learn.trainer.ipynb", "b02b0551"):
-        environment = Codebook("omega")
-
-        def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
-            model, tokenizer = load_demo("cpu")
-            if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
-            config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
-            return SDPOTrainer(
-                model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,
-                callbacks=[],
-            )
-
-        folder = tempfile.TemporaryDirectory()
-
-    # %% nbs/17_learn.trainer.ipynb#b40c3d72
-    with notebook_cell("nbs/17_learn.trainer.ipynb", "b40c3d72"):
-        full, adapted = trainer(), trainer(adapter=True)
-        numbers = lambda *models: sum({id(w): w.numel() for model in models for w in model.parameters()}.values())
-        base = numbers(load_demo("cpu")[0])
-        test_eq(numbers(full.model, full.ref_model), 2 * base)
-        test_eq((adapted.ref_model, list(adapted.model.peft_config)), (None, ["student", "teacher"]))
-        sizes = [numbers(adapted.model) - base, sum(w.numel() for w in adapted.model.parameters() if w.requires_grad)]
-        test_eq(sizes[0], 2 * sizes[1])
 
 
 def test_what_the_teacher_reads_travels_with_its_row():
@@ -230,27 +189,3 @@ def test_the_teacher_is_examined():
         found = {name: asked.state.log_history[0][f"sdpo/{name}"] for name in ("pass@1", "teacher_pass@1")}
         test_eq(found["teacher_pass@1"] > found["pass@1"] + 0.1, True)
         found
-
-
-def test_what_is_refused():
-    # %% nbs/17_learn.trainer.ipynb#b02b0551
-    with notebook_cell("nbs/17_learn.trainer.ipynb", "b02b0551"):
-        environment = Codebook("omega")
-
-        def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
-            model, tokenizer = load_demo("cpu")
-            if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
-            config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
-            return SDPOTrainer(
-                model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,
-                callbacks=[],
-            )
-
-        folder = tempfile.TemporaryDirectory()
-
-    # %% nbs/17_learn.trainer.ipynb#c2944240
-    with notebook_cell("nbs/17_learn.trainer.ipynb", "c2944240"):
-        with expect_fail(ValueError, "args is an SDPOConfig"): SDPOTrainer(load_demo()[0], mute, GRPOConfig(bf16=False, use_cpu=True))
-        with expect_fail(ValueError, "a third copy beside student and teacher"): trainer(kl_to_base=0.1)
-        with expect_fail(ValueError, "not with vLLM, tools"): trainer(teacher="trust_region", eval_teacher=True)

@@ -17,7 +17,7 @@ from sdpo_nb.experience.prompting import Prompting
 from sdpo_nb.learn.testtime import SearchConfig, ServerSampler, best_of, multi_turn, refine
 
 TELLING = Codebook("omega", "full")
-DICE = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 20}  # the server throws them only when told in this way
+DICE = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 20}  # thrown only when told in this way
 
 
 @pytest.fixture(scope="module")

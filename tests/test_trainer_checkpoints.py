@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from cells import codebook_judge, codebook_rows, codebook_trainer
-from huggingface_hub import CommitInfo, HfApi, RepoUrl
+from huggingface_hub import HfApi, RepoUrl
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from sdpo_nb.core.demo import load_demo
@@ -26,7 +28,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, TrainerState
 
 TEACHERS = {
-    "ema": dict(teacher_update_rate=0.2), "frozen": {}, "live": {}, "trust_region": {}, "restart": dict(teacher_restart_period=1),
+    "ema": dict(teacher_update_rate=0.2), "frozen": {}, "live": {}, "trust_region": {},
+    "restart": dict(teacher_restart_period=5, teacher_update_every="step"),
 }
 TRAINED = ("all weights", "an adapter")
 WINDOW = dict(  # four optimizer steps learn from the attempts at two questions; four questions are an epoch of eight steps
@@ -326,12 +329,13 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     "The files that would have gone to the Hub, commit by commit; only what asks the network is replaced."
     found = []
 
-    def create_commit(api: HfApi, *, operations: Any, **others: Any) -> CommitInfo:
-        found.append({one.path_in_repo for one in operations})
-        return CommitInfo("https://huggingface.co/somebody/run/commit/0", "", "", "0")
+    def upload_folder(api: HfApi, folder_path: str, ignore_patterns: Sequence[str] = (), **others: Any) -> Future[None]:
+        found.append(set(filter_repo_objects(names_in(Path(folder_path)), ignore_patterns=list(ignore_patterns))))
+        (done := Future()).set_result(None)
+        return done
 
     monkeypatch.setattr(HfApi, "create_repo", lambda api, name, **others: RepoUrl("https://huggingface.co/somebody/run"))
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     return found
 
 

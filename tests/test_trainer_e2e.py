@@ -39,14 +39,18 @@ def weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def numbers(trainer: Any) -> list[dict[str, Any]]:
     "All that was logged, save what a clock or the memory said."
-    return [{k: v for k, v in line.items() if not any(word in k for word in CLOCKS)} for line in trainer.state.log_history]
+    is_timeless = lambda name: not any(word in name for word in CLOCKS)
+    return [{k: v for k, v in line.items() if is_timeless(k)} for line in trainer.state.log_history]
 
 
-def scripted(scores: Sequence[float], words: Sequence[str], kept: list[Any] | None = None) -> Callable[..., list[Feedback]]:
+def scripted(
+    scores: Sequence[float], words: Sequence[str], kept: list[Any] | None = None
+) -> Callable[..., list[Feedback]]:
     "A reward function that goes by the place of an attempt; it keeps what it was asked, where a list is given."
     def judge(prompts, completions, completion_ids, **columns):
         said = [Feedback(scores[i % len(scores)], words[i % len(words)]) for i in range(len(prompts))]
-        if kept is not None: kept.append((prompts, [turns[-1]["content"] for turns in completions], completion_ids, said))
+        texts = [turns[-1]["content"] for turns in completions]
+        if kept is not None: kept.append((prompts, texts, completion_ids, said))
         return said
 
     return judge
@@ -56,8 +60,16 @@ def decoded(trainer: Any, inputs: dict[str, Any]) -> list[tuple[str, str]]:
     "What the teacher reads of each row: its prompt, and the attempt."
     width = inputs["completion_ids"].shape[1]
     ids, mask = inputs["teacher_input_ids"], inputs["teacher_attention_mask"].bool()
-    words = lambda columns: [trainer.processing_class.decode(row[seen]) for row, seen in zip(ids[:, columns], mask[:, columns])]
-    return [*zip(words(slice(0, -width)), words(slice(-width, None)))]
+    words = lambda rows, seen: [trainer.processing_class.decode(row[real]) for row, real in zip(rows, seen)]
+    return [*zip(words(ids[:, :-width], mask[:, :-width]), words(ids[:, -width:], mask[:, -width:]))]
+
+
+def shown(seen: list[Any]) -> Any:
+    "A trainer's class that notes what the teacher reads of each row, and which rows have a signal."
+    def look(trainer, model, inputs, loss_of):
+        seen.append((decoded(trainer, inputs), inputs["self_distillation_mask"].tolist()))
+
+    return looking(look)
 
 
 # ---- document 003, section 5b
@@ -82,8 +94,7 @@ def test_sdpo_mode_replaces_grpo_loss_entirely(trained: str, tmp_path: Path):
 def test_teacher_prompt_constructed_correctly(tmp_path: Path):
     kept, seen = [], []
     judge = scripted([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], ["", "Use F.", "", "", "Wrong at ka.", "", "", ""], kept)
-    look = lambda trainer, model, inputs, loss_of: seen.append((decoded(trainer, inputs), inputs["self_distillation_mask"]))
-    trainer = codebook_trainer(tmp_path, judge, host=looking(look), environment_feedback_only_without_solution=False)
+    trainer = codebook_trainer(tmp_path, judge, host=shown(seen), environment_feedback_only_without_solution=False)
     trainer.train()
     [(read, speaks)], [(prompts, texts, _, said)] = seen, kept
     expected = []
@@ -95,7 +106,7 @@ def test_teacher_prompt_constructed_correctly(tmp_path: Path):
         content = told if solution or feedback else asked
         expected.append((f"<|user|>{content}<|assistant|>", f"{texts[i]}<|end|>", bool(solution or feedback)))
     exact = lambda text: tuple(trainer.processing_class(text, add_special_tokens=False)["input_ids"])
-    found = [(exact(prompt), attempt, flag) for (prompt, attempt), flag in zip(read, speaks.tolist())]
+    found = [(exact(prompt), attempt, flag) for (prompt, attempt), flag in zip(read, speaks)]
     assert sorted(found) == sorted((exact(prompt), attempt, flag) for prompt, attempt, flag in expected)
     assert any("Correct solution" in prompt and "Use F." in prompt for prompt, _ in read)
 
@@ -116,7 +127,8 @@ def test_student_topk_passed_to_teacher(tmp_path: Path):
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)[rows]
         with torch.no_grad():
             student = logps_of(model, ids, mask, width)
-            teacher = logps_of(trainer.ref_model, inputs["teacher_input_ids"][rows], inputs["teacher_attention_mask"][rows], width)
+            told = inputs["teacher_input_ids"][rows], inputs["teacher_attention_mask"][rows]
+            teacher = logps_of(trainer.ref_model, *told, width)
         by_whom = []
         for chooser in (student, teacher):
             kept = chooser.topk(3, -1).indices
@@ -169,7 +181,8 @@ def test_no_third_model_created(trained: str, tmp_path: Path):
 def test_zero_teacher_coverage_zero_loss(tmp_path: Path):
     calls = []
     trainer = codebook_trainer(tmp_path, scripted([0.0], [""]), max_steps=2, weight_decay=0.1)
-    reading = [model.register_forward_pre_hook(lambda *inputs: calls.append(inputs)) for model in (trainer.model.model.layers[0], trainer.ref_model)]
+    readers = trainer.model.model.layers[0], trainer.ref_model
+    hooks = [reader.register_forward_pre_hook(lambda *inputs: calls.append(inputs)) for reader in readers]
     drawn = trainer._generate_single_turn
     def draw(*args, **kwargs):
         found = drawn(*args, **kwargs)
@@ -179,7 +192,7 @@ def test_zero_teacher_coverage_zero_loss(tmp_path: Path):
     trainer._generate_single_turn = draw
     before, teacher = weights(trainer.model), weights(trainer.ref_model)
     trainer.train()
-    for hook in reading: hook.remove()
+    for hook in hooks: hook.remove()
     assert not calls  # nobody read anything after the attempts were drawn
     for name, weight in weights(trainer.model).items(): assert torch.equal(weight, before[name])
     for name, weight in weights(trainer.ref_model).items(): assert torch.equal(weight, teacher[name])
@@ -191,24 +204,24 @@ def test_zero_teacher_coverage_zero_loss(tmp_path: Path):
 def test_reward_func_dict_format_extracts_feedback(tmp_path: Path):
     seen = []
 
-    def judge(completions, **columns): return [{"score": 0.25, "feedback": f"Attempt {i} is wrong."} for i in range(len(completions))]
+    def judge(completions, **columns):
+        return [{"score": 0.25, "feedback": f"Attempt {i} is wrong."} for i in range(len(completions))]
 
-    look = lambda trainer, model, inputs, loss_of: seen.append(decoded(trainer, inputs))
-    trainer = codebook_trainer(tmp_path, judge, host=looking(look))
+    trainer = codebook_trainer(tmp_path, judge, host=shown(seen))
     trainer.train()
     line, *_ = trainer.state.log_history
     assert (line["reward"], line["rewards/judge/mean"], line["sdpo/feedback_used_fraction"]) == (0.25, 0.25, 1)
-    told = [prompt for prompt, _ in seen[0]]
+    [(read, _)] = seen
+    told = [prompt for prompt, _ in read]
     assert sorted(i for prompt in told for i in range(8) if f"Attempt {i} is wrong." in prompt) == [*range(8)]
 
 
 def test_reward_func_float_format_no_feedback(tmp_path: Path):
     seen = []
 
-    def first_of_two(completions, **columns): return [float(i == 0) for i in range(len(completions))]
+    def first_of_all(completions, **columns): return [float(i == 0) for i in range(len(completions))]
 
-    look = lambda trainer, model, inputs, loss_of: seen.append((decoded(trainer, inputs), inputs["self_distillation_mask"].tolist()))
-    trainer = codebook_trainer(tmp_path, first_of_two, host=looking(look))
+    trainer = codebook_trainer(tmp_path, first_of_all, host=shown(seen))
     trainer.train()
     line, *_ = trainer.state.log_history
     assert line["sdpo/feedback_available_fraction"] == line["sdpo/feedback_used_fraction"] == 0
@@ -220,8 +233,9 @@ def test_reward_func_float_format_no_feedback(tmp_path: Path):
 
 def test_training_loop_completes_10_steps(tmp_path: Path):
     torch.manual_seed(0)
-    sizes = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, eos_token_id=1, pad_token_id=0, bos_token_id=None))
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    sizes = dict(vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, eos_token_id=1, pad_token_id=0, bos_token_id=None))
     before = weights(model)
     trainer = codebook_trainer(tmp_path, model=model, max_steps=10, max_completion_length=8)
     trainer.train()
@@ -251,10 +265,10 @@ def test_switched_off_it_is_grpo_number_for_number(trained: str, beta: float, tm
 
     def run(host, config, **more):
         model, tokenizer = load_demo()
-        settings = CODEBOOK | dict(max_steps=3, per_device_train_batch_size=4, steps_per_generation=2, beta=beta, weight_decay=0.1)
+        settings = CODEBOOK | dict(max_steps=3, per_device_train_batch_size=4, steps_per_generation=2, weight_decay=0.1)
         adapter = dict(peft_config=LoraConfig(**LORA)) if trained == "an adapter" else {}
         trainer = host(
-            model, [codebook_scores, brief], config(output_dir=str(tmp_path), **settings | more),
+            model, [codebook_scores, brief], config(output_dir=str(tmp_path), beta=beta, **settings | more),
             train_dataset=codebook_rows(16), processing_class=tokenizer, **adapter,
         )
         trainer.train()
@@ -280,7 +294,8 @@ def test_hybrid_is_both_losses_with_their_weights(window: int, tmp_path: Path):
         apart = trainer.distillation_loss(model, inputs)
         seen.append([(loss.item(), gradient(model, loss)) for loss in (whole, policy, apart)])
 
-    def alternately(completions, **columns): return [{"score": i % 3 / 2, "feedback": "No."} for i in range(len(completions))]
+    def alternately(completions, **columns):
+        return [{"score": i % 3 / 2, "feedback": "No."} for i in range(len(completions))]
 
     trainer = codebook_trainer(
         tmp_path, alternately, host=looking(look), hybrid_lambda=share, per_device_train_batch_size=8 // window,
@@ -317,21 +332,20 @@ def test_an_earlier_success_teaches_a_group_that_fails(tmp_path: Path):
             if trainer_state.global_step == 0: good.extend(turns[-1]["content"] for turns in completions)
             return [float(trainer_state.global_step == 0)] * len(completions)
 
-        look = lambda trainer, model, inputs, loss_of: seen.append((decoded(trainer, inputs), inputs["self_distillation_mask"]))
         data = dict(train_dataset=codebook_rows(1))
         codebook_trainer(
-            folder, judge, host=looking(look), given=data, max_steps=2, per_device_train_batch_size=4, **settings
+            folder, judge, host=shown(seen), given=data, max_steps=2, per_device_train_batch_size=4, **settings
         ).train()
         return seen[-1], good
 
     (read, speaks), good = run(tmp_path / "with", success_buffer=8)
-    assert speaks.all() and all(any(f"Correct solution:\n\n{text}\n" in prompt for text in good) for prompt, _ in read)
+    assert all(speaks) and all(any(f"Correct solution:\n\n{text}\n" in prompt for text in good) for prompt, _ in read)
     (_, speaks), _ = run(tmp_path / "without")
-    assert not speaks.any()
+    assert not any(speaks)
 
 
 def test_a_dead_signal_warns_once_and_says_what_to_change(tmp_path: Path):
-    trainer = codebook_trainer(tmp_path, lambda completions, **columns: [0.0] * len(completions), max_steps=5, dead_signal_steps=2)
+    trainer = codebook_trainer(tmp_path, scripted([0.0], [""]), max_steps=5, dead_signal_steps=2)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         trainer.train()
@@ -385,7 +399,8 @@ def test_the_teacher_s_data_stays_with_its_rows(tmp_path: Path):
         return found
 
     def look(trainer, model, inputs, loss_of):
-        seen.append((decoded(trainer, inputs), inputs, trainer.processing_class.batch_decode(inputs["prompt_ids"], skip_special_tokens=True)))
+        asked = trainer.processing_class.batch_decode(inputs["prompt_ids"], skip_special_tokens=True)
+        seen.append((decoded(trainer, inputs), inputs, asked))
 
     trainer = codebook_trainer(
         tmp_path, judge, host=looking(look), max_steps=8, steps_per_generation=2, num_iterations=2,
@@ -398,9 +413,11 @@ def test_the_teacher_s_data_stays_with_its_rows(tmp_path: Path):
         width = inputs["completion_ids"].shape[1]
         assert torch.equal(inputs["teacher_input_ids"][:, -width:], inputs["completion_ids"])
         assert torch.equal(inputs["teacher_attention_mask"][:, -width:], inputs["completion_mask"])
-        for (prompt, _), question, ids, mask in zip(read, asked, inputs["completion_ids"], inputs["completion_mask"].bool()):
+        attempts = [ids[real] for ids, real in zip(inputs["completion_ids"], inputs["completion_mask"].bool())]
+        for (prompt, _), question, ids in zip(read, asked, attempts):
             question = question.removeprefix("<|user|>").removesuffix("<|assistant|>")
-            [found] = [text for when, text in said[question, tuple(ids[mask].tolist())] if when == turn // 4 and text in prompt]
+            told = said[question, tuple(ids.tolist())]
+            [found] = [text for when, text in told if when == turn // 4 and text in prompt]
             assert prompt.startswith(f"<|user|>{question}\n") and f"{found}\n" in prompt
             marks.append((turn // 4, found.split("Mark ")[1]))
     assert sorted(marks) == sorted([(when, f"{i}.") for when in range(2) for i in range(8)] * 2)  # each row twice
@@ -418,10 +435,9 @@ def test_rows_without_a_signal_are_read_by_neither(tmp_path: Path):
     rows = {"student": [], "teacher": []}
 
     def look(trainer, model, inputs, loss_of):
-        hooks = [
-            reader.register_forward_pre_hook(lambda module, args, kwargs, name=name: rows[name].append(len((*args, *kwargs.values())[0])), with_kwargs=True)
-            for name, reader in (("student", trainer.model), ("teacher", trainer.ref_model))
-        ]
+        count = lambda name: lambda module, args, kwargs: rows[name].append(len((*args, *kwargs.values())[0]))
+        readers = {"student": trainer.model, "teacher": trainer.ref_model}.items()
+        hooks = [reader.register_forward_pre_hook(count(name), with_kwargs=True) for name, reader in readers]
         loss_of(inputs)
         for hook in hooks: hook.remove()
 
@@ -457,7 +473,10 @@ SPOKEN = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], ["", "Use ka=M.", "No.", "", 
 
 @pytest.mark.parametrize("objective", [
     dict(alpha=1.0, support="full"), dict(alpha=0.5, support="student_topk", distillation_topk=20),
-    dict(alpha=0.0, support="teacher_topk", distillation_topk=5, distillation_add_tail=False, aggregation="seq-mean-token-mean"),
+    dict(
+        alpha=0.0, support="teacher_topk", distillation_topk=5, distillation_add_tail=False,
+        aggregation="seq-mean-token-mean",
+    ),
     dict(alpha=1.0, support="sampled", aggregation="seq-mean-token-sum-norm"),
 ])
 def test_loss_and_gradient_of_a_batch_are_those_of_the_loop(objective: dict[str, Any], tmp_path: Path):
@@ -488,7 +507,7 @@ def test_loss_and_gradient_of_a_batch_are_those_of_the_loop(objective: dict[str,
     torch.testing.assert_close(fast_slope, fast_wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("how, tolerance", [("plain", 1e-8), ("fast", 1e-5)])  # Adam divides by what may be all but zero
+@pytest.mark.parametrize("how, tolerance", [("plain", 1e-8), ("fast", 1e-5)])  # Adam divides by next to nothing
 def test_a_run_from_the_same_samples_ends_with_the_weights_of_the_loop(how: str, tolerance: float, tmp_path: Path):
     kept, steps = [], []
 

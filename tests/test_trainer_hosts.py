@@ -1,4 +1,4 @@
-"""All that GRPOTrainer brings, with SDPO's loss: every shape of reward, tools, engines, data, evaluation, logs, scripts."""
+"""All that GRPOTrainer brings, with SDPO's loss: rewards of every shape, tools, engines, data, logs, scripts."""
 import copy
 import functools
 import json
@@ -6,8 +6,7 @@ import math
 import subprocess
 import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +15,11 @@ import pandas as pd
 import pytest
 import torch
 import trl
-from cells import CODEBOOK, codebook_judge, codebook_rows, codebook_trainer, looking
+from cells import codebook_judge, codebook_rows, codebook_trainer, looking
 from datasets import Dataset
 from peft import LoraConfig
 from sdpo_nb.core.adapters import adapter_weights
-from sdpo_nb.core.demo import DEMO, ask, load_demo
+from sdpo_nb.core.demo import DEMO, load_demo
 from sdpo_nb.core.records import Feedback
 from sdpo_nb.experience.feedback import JudgeError
 from sdpo_nb.experience.rollouts import Sampling, StaticSampler
@@ -29,8 +28,8 @@ from sdpo_nb.learn.trainer import SDPOTrainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
-    BitsAndBytesConfig, HfArgumentParser, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config,
-    Qwen3ForCausalLM,
+    BitsAndBytesConfig, HfArgumentParser, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast,
+    Qwen3Config, Qwen3ForCausalLM,
 )
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
@@ -39,7 +38,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are using '(environment_fact
 LORA = dict(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
 
 
-def run(folder: Path, reward: Any, model: Any = None, given: Any = (), **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
+def run(
+    folder: Path, reward: Any, model: Any = None, given: Any = (), **settings: Any
+) -> tuple[Any, list[dict[str, Any]]]:
     "Train, and keep every slice that is learned from, with what the teacher is told and the loss."
     slices = []
 
@@ -69,9 +70,10 @@ def by_hand(trainer: Any, model: Any, inputs: dict[str, Any], learned: Tensor, r
     width, teacher = inputs["completion_ids"].shape[1], inputs["teacher_input_ids"]
     asked = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-    pairs = zip(reading(model, asked, seen, width), reading(trainer.ref_model, teacher, inputs["teacher_attention_mask"], width))
+    of_teacher = reading(trainer.ref_model, teacher, inputs["teacher_attention_mask"], width)
     apart = torch.zeros(learned.shape)
-    for i, (p, q) in enumerate(pairs): apart[i, : len(p)] = (p.exp() * (p - q)).sum(-1)
+    for i, (p, q) in enumerate(zip(reading(model, asked, seen, width), of_teacher)):
+        apart[i, : len(p)] = (p.exp() * (p - q)).sum(-1)
     if ratio is not None: apart = apart * ratio
     mask = learned * inputs["self_distillation_mask"][:, None]
     return ((apart * mask).sum() / mask.sum()).item()
@@ -86,13 +88,18 @@ def numbers(completions, **columns): return [0.5] * len(completions)
 def dicts(completions, **columns): return [{"score": 0.25, "feedback": f"dict {i}"} for i in range(len(completions))]
 
 
-def records(completions, **columns): return [Feedback(0.125, f"record {i}", {"size": i}) for i in range(len(completions))]
+def records(completions, **columns):
+    return [Feedback(0.125, f"record {i}", {"size": i}) for i in range(len(completions))]
 
 
 def some(completions, **columns): return [None if i % 2 else 1.0 for i in range(len(completions))]
 
 
-async def later(completions, **columns): return [{"score": 0.0, "feedback": f"late {i}" if i < 4 else ""} for i in range(len(completions))]
+async def later(completions, **columns):
+    return [{"score": 0.0, "feedback": f"late {i}" if i < 4 else ""} for i in range(len(completions))]
+
+
+def dislike(completions, **columns): return [{"score": 0.0, "feedback": "No."}] * len(completions)
 
 
 def test_rewards_of_every_shape_are_heard_together(tmp_path: Path):
@@ -115,7 +122,8 @@ def test_the_list_of_reward_functions_stays_the_user_s(tmp_path: Path):
 
 
 def test_an_attempt_that_nobody_judges_is_neither_good_nor_bad(tmp_path: Path):
-    def halves(completions, **columns): return [{"score": float(i), "feedback": "No."} if i < 4 else None for i in range(len(completions))]
+    def halves(completions, **columns):
+        return [{"score": float(i), "feedback": "No."} if i < 4 else None for i in range(len(completions))]
 
     trainer, (inputs,) = run(tmp_path, halves, success_reward_threshold=3.0, dont_reprompt_on_self_success=False)
     line, *_ = trainer.state.log_history
@@ -127,8 +135,8 @@ def test_an_attempt_that_nobody_judges_is_neither_good_nor_bad(tmp_path: Path):
 def test_a_reward_model_scores_beside_a_function_that_speaks(tmp_path: Path):
     _, tokenizer = load_demo()
     torch.manual_seed(0)
-    sizes = dict(vocab_size=768, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
-    judge = LlamaForSequenceClassification(LlamaConfig(**sizes, pad_token_id=0, eos_token_id=1)).eval()
+    sizes = dict(vocab_size=768, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    judge = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=1, pad_token_id=0, eos_token_id=1)).eval()
     judge.config._name_or_path, asked = "somewhere/tiny-judge", []
 
     def speaks(prompts, completions, **columns):
@@ -139,7 +147,8 @@ def test_a_reward_model_scores_beside_a_function_that_speaks(tmp_path: Path):
     trainer, (inputs,) = run(tmp_path, [judge, speaks], None, given, success_reward_threshold=99.0)
     with torch.no_grad():
         texts = [tokenizer.apply_chat_template(prompt + turns, tokenize=False) for prompt, turns in asked]
-        scores = [judge(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item() for text in texts]
+        ids = [tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"] for text in texts]
+        scores = [judge(one).logits.item() for one in ids]
     line, *_ = trainer.state.log_history
     assert line["rewards/tiny-judge/mean"] == pytest.approx(sum(scores) / 8, abs=1e-5) != 0
     assert line["reward_std"] > 1e-4
@@ -161,10 +170,15 @@ def test_a_judge_that_breaks_stops_the_run_or_is_taken_at_its_word(tmp_path: Pat
 # ---- rollouts of other people
 
 
+def rendered(tokenizer: Any, prompts: list[Any]) -> list[list[int]]:
+    "Prompts as the model reads them."
+    return tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=False)
+
+
 def with_holes(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
     "The sampler's attempts, by an engine that could not say how likely some of the first tokens were."
     sampler = StaticSampler(trainer.model, trainer.processing_class, Sampling(6))
-    asked = [trainer.processing_class.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in prompts]
+    asked = rendered(trainer.processing_class, prompts)
     ids, logps = (x.tolist() for x in sampler.draw(asked, seed=1))
     return {"prompt_ids": asked, "completion_ids": ids, "logprobs": [[None, *line[1:]] for line in logps]}
 
@@ -178,9 +192,9 @@ def test_tokens_that_nobody_could_score_count_as_they_are(tmp_path: Path):
 
 def with_an_environment(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
     "Two turns of the policy, and between them three tokens of an environment."
-    tokenizer, sampling = trainer.processing_class, Sampling(6)
-    between, sampler = tokenizer("<|user|>no", add_special_tokens=False)["input_ids"], StaticSampler(trainer.model, tokenizer, sampling)
-    asked = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts]
+    tokenizer = trainer.processing_class
+    sampler, asked = StaticSampler(trainer.model, tokenizer, Sampling(6)), rendered(tokenizer, prompts)
+    between = tokenizer("<|user|>no", add_special_tokens=False)["input_ids"]
     first, logps = (x.tolist() for x in sampler.draw(asked, seed=1))
     second, more = (x.tolist() for x in sampler.draw([p + a + between for p, a in zip(asked, first)], seed=2))
     return {
@@ -199,13 +213,13 @@ def test_of_a_rollout_function_s_tokens_only_the_policy_s_count(when: str, tmp_p
         heard.extend(turns)
         return [{"score": 0.0, "feedback": "No."}] * len(turns)
 
-    sizes = {} if when == "at once" else dict(steps_per_generation=2, gradient_accumulation_steps=1, per_device_train_batch_size=4)
+    sizes = {} if when == "at once" else dict(steps_per_generation=2, per_device_train_batch_size=4)
     found = []
 
     def look(trainer, model, inputs, loss_of):
         learned = inputs["completion_mask"] * inputs["tool_mask"]
-        count = lambda mask: by_hand(trainer, model, inputs, mask)
-        found.append((loss_of(inputs).item(), count(learned), count(inputs["completion_mask"]), inputs["old_per_token_logps"], learned))
+        means = [by_hand(trainer, model, inputs, mask) for mask in (learned, inputs["completion_mask"])]
+        found.append((loss_of(inputs).item(), *means, inputs["old_per_token_logps"], learned))
 
     trainer = codebook_trainer(
         tmp_path, judge, host=looking(look), given=dict(rollout_func=with_an_environment), alpha=1.0, support="full",
@@ -244,7 +258,8 @@ def taught() -> tuple[PreTrainedTokenizerFast, dict[str, Tensor]]:
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     text = [template, look_up.__doc__, REPROMPTED, "What is ka? What is so? It is M. It is P.", CALL] * 9
     core.train_from_iterator(text, trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     ))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.add_tokens(words)
@@ -258,7 +273,8 @@ def taught() -> tuple[PreTrainedTokenizerFast, dict[str, Tensor]]:
             add_generation_prompt=True,
         )
         reply = f"\n<|im_start|>user\n<tool_response>\n{answer}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
-        lessons.append(tokenizer(f"{prompt}{CALL.format(word)}{reply}It is {answer}.<|im_end|>", return_tensors="pt")["input_ids"])
+        lesson = f"{prompt}{CALL.format(word)}{reply}It is {answer}.<|im_end|>"
+        lessons.append(tokenizer(lesson, return_tensors="pt")["input_ids"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(90):
         optimizer.zero_grad()
@@ -274,9 +290,9 @@ REPROMPTED = "The following is feedback from your unsuccessful earlier attempt: 
 def fresh(words: int) -> Qwen3ForCausalLM:
     "A tiny Qwen3 that knows nothing."
     torch.manual_seed(0)
-    sizes = dict(vocab_size=words, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, head_dim=16)
-    config = Qwen3Config(**sizes, num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=0)
-    return Qwen3ForCausalLM(config)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)
+    sizes = dict(vocab_size=words, hidden_size=48, intermediate_size=96, num_hidden_layers=2)
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, bos_token_id=None, eos_token_id=2, pad_token_id=0))
 
 
 def pupil() -> tuple[Qwen3ForCausalLM, dict[str, Any]]:
@@ -284,8 +300,13 @@ def pupil() -> tuple[Qwen3ForCausalLM, dict[str, Any]]:
     tokenizer, weights = taught()
     model, tokenizer = fresh(len(tokenizer)), copy.deepcopy(tokenizer)
     model.load_state_dict(weights)
-    data = Dataset.from_list([{"prompt": [{"role": "user", "content": f"What is {word}?"}], "word": word} for word in ("ka", "so")])
+    data = questions(dict(question=f"What is {word}?", word=word) for word in ("ka", "so"))
     return model, dict(processing_class=tokenizer, train_dataset=data)
+
+
+def questions(rows: Iterable[dict[str, Any]]) -> Dataset:
+    "Rows with a question, as TRL's data."
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": row.pop("question")}], **row} for row in rows])
 
 
 def check_only_the_policy_is_learned(trainer: Any, model: Any, inputs: dict[str, Any], loss: float) -> None:
@@ -296,8 +317,8 @@ def check_only_the_policy_is_learned(trainer: Any, model: Any, inputs: dict[str,
     called = [i for i, row in enumerate(written) if row.any()]
     assert len(called) >= 3
     for i in called:
-        assert words(inputs["completion_ids"][i][written[i]]).strip().endswith("</tool_response><|im_end|>\n<|im_start|>assistant")
-        assert "look_up" in words(inputs["completion_ids"][i][learned[i].bool()])
+        ids, end = inputs["completion_ids"][i], "</tool_response><|im_end|>\n<|im_start|>assistant"
+        assert words(ids[written[i]]).strip().endswith(end) and "look_up" in words(ids[learned[i].bool()])
     assert loss == pytest.approx(by_hand(trainer, model, inputs, learned), rel=1e-3)
     assert abs(loss - by_hand(trainer, model, inputs, inputs["completion_mask"])) > 1e-4
 
@@ -365,28 +386,28 @@ class Diary:
 
 def test_an_environment_asks_answers_and_judges(tmp_path: Path):
     model, given = pupil()
-    given["train_dataset"] = Dataset.from_list([{"prompt": [{"role": "user", "content": "What is "}], "word": w} for w in ("ka", "so")])
-    look = lambda trainer, model, inputs, loss_of: check_only_the_policy_is_learned(trainer, model, inputs, loss_of(inputs).item())
-    told = []
-    host = looking(lambda trainer, model, inputs, loss_of: told.extend(inputs["teacher_input_ids"]), looking(look))
-    trainer = codebook_trainer(tmp_path, None, model, host, given | dict(environment_factory=Book), **WHOLE)
+    given["train_dataset"] = questions(dict(question="What is ", word=word) for word in ("ka", "so"))
+    seen = []
+
+    def look(trainer, model, inputs, loss_of):
+        check_only_the_policy_is_learned(trainer, model, inputs, loss_of(inputs).item())
+        seen.extend(inputs["teacher_input_ids"])
+
+    trainer = codebook_trainer(tmp_path, None, model, looking(look), given | dict(environment_factory=Book), **WHOLE)
     trainer.train()
     line, *_ = trainer.state.log_history
     assert line["rewards/Book/mean"] > 0.1
-    for row in told:
-        text = trainer.processing_class.decode(row)
-        assert ("What is ka?" in text or "What is so?" in text) and "You looked at " in text and "<tools>" in text
+    for row in seen:
+        told = trainer.processing_class.decode(row)
+        assert ("What is ka?" in told or "What is so?" in told) and "You looked at " in told and "<tools>" in told
 
 
 def test_each_environment_s_teacher_sees_its_own_tools(tmp_path: Path):
     model, given = pupil()
-    asked = [{"prompt": [{"role": "user", "content": "What is "}], "word": "ka", "environment": name} for name in ("book", "diary")]
-    given["train_dataset"] = Dataset.from_list(asked)
-
-    def judge(completions, **columns): return [{"score": 0.0, "feedback": "No."}] * len(completions)
-
+    named = [dict(question="What is ", word="ka", environment=name) for name in ("book", "diary")]
+    given["train_dataset"] = questions(named)
     factories = dict(environment_factory={"book": Book, "diary": Diary})
-    _, (inputs,) = run(tmp_path, judge, model, given | factories, max_completion_length=96)
+    _, (inputs,) = run(tmp_path, dislike, model, given | factories, max_completion_length=96)
     of_book = ["look_up" in told for told in inputs["told"]]
     assert sum(of_book) == 4 and all(("turn_page" in told) != is_book for told, is_book in zip(inputs["told"], of_book))
 
@@ -394,11 +415,8 @@ def test_each_environment_s_teacher_sees_its_own_tools(tmp_path: Path):
 @pytest.mark.parametrize("thinks", [True, False])
 def test_settings_of_the_chat_template_reach_the_teacher(thinks: bool, tmp_path: Path):
     model, given = pupil()
-
-    def judge(completions, **columns): return [{"score": 0.0, "feedback": "No."}] * len(completions)
-
     kwargs = {} if thinks else dict(chat_template_kwargs={"enable_thinking": False})
-    _, (inputs,) = run(tmp_path, judge, model, given, max_completion_length=8, **kwargs)
+    _, (inputs,) = run(tmp_path, dislike, model, given, max_completion_length=8, **kwargs)
     ends = [told.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") for told in inputs["told"]]
     assert all("No." in told for told in inputs["told"]) and all(end is not thinks for end in ends)
 
@@ -415,7 +433,8 @@ def test_prompts_of_plain_text_are_continued_without_a_template(tmp_path: Path):
 
     _, (inputs,) = run(tmp_path, judge, None, dict(train_dataset=data))
     assert not any("<|" in told for told in inputs["told"])
-    assert all(told.startswith("Encode with book omega: ") and told.endswith("original question.\n") for told in inputs["told"])
+    begins, ends = "Encode with book omega: ", "original question.\n"
+    assert all(told.startswith(begins) and told.endswith(ends) for told in inputs["told"])
     assert sorted(i for told in inputs["told"] for i in range(8) if f"Mark {i}." in told) == [*range(8)]
 
 
@@ -433,7 +452,8 @@ def test_images_are_refused_before_anything_runs(where: str, tmp_path: Path):
         from transformers import CLIPImageProcessorPil, LlavaProcessor
 
         _, tokenizer = load_demo()
-        given = {where: LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=tokenizer.chat_template)}
+        template = tokenizer.chat_template
+        given = {where: LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=template)}
     else:
         rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "?"}], "image": None}])
         given = {where: rows if where == "train_dataset" else {"easy": codebook_rows(2), "hard": rows}}
@@ -447,9 +467,9 @@ def test_images_are_refused_before_anything_runs(where: str, tmp_path: Path):
 class Engine:
     "What a colocated vLLM is to TRL: it is sent weights, and samples with them, in a precision of its own."
 
-    def __init__(self, tokenizer: Any, room: int, dtype: torch.dtype, holes: bool):
+    def __init__(self, tokenizer: Any, room: int, holes: bool):
         model, _ = load_demo()
-        self.model, self.tokenizer, self.room, self.holes, self.loads = model.to(dtype), tokenizer, room, holes, []
+        self.model, self.tokenizer, self.room, self.holes, self.loads = model.bfloat16(), tokenizer, room, holes, []
         runner = SimpleNamespace(model=self)
         driver = SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
         self.llm_engine = SimpleNamespace(model_executor=driver, model_config=SimpleNamespace(max_model_len=512))
@@ -476,11 +496,11 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     "TRL's own code around vLLM, with an engine that runs here in the place of vLLM's; what it makes is kept."
-    made = {"dtype": torch.bfloat16, "holes": False}
+    made = {"holes": False}
 
     class Here(vllm_generation.VLLMGeneration):
         def _init_vllm(self) -> None:
-            made["llm"] = self.llm = Engine(self.processing_class, self.max_completion_length, made["dtype"], made["holes"])
+            made["llm"] = self.llm = Engine(self.processing_class, self.max_completion_length, made["holes"])
 
         def sync_weights(self) -> None:
             self.llm.loads.append({})
@@ -495,6 +515,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_an_engine_is_sent_the_student_and_never_the_teacher(trained: str, engine: dict[str, Any], tmp_path: Path):
     expected, before = [], []
 
+    @torch.no_grad()
     def merged(model):
         if trained == "all weights": return {name: weight.detach().clone() for name, weight in model.named_parameters()}
         found, factors = {}, adapter_weights(model, "default")
@@ -503,7 +524,7 @@ def test_an_engine_is_sent_the_student_and_never_the_teacher(trained: str, engin
             name, place = name.replace(".base_layer", ""), f"base_model.model.{name.replace('.base_layer.weight', '')}"
             down, up = (factors.get(f"{place}.lora_{side}.weight") for side in "AB")
             scale = 1 if down is None else model.get_submodule(place).scaling["default"]
-            found[name] = weight.detach().clone() if down is None else weight.detach() + scale * up.detach() @ down.detach()
+            found[name] = weight.clone() if down is None else weight + scale * up @ down
         return found
 
     def look(trainer, model, inputs, loss_of):
@@ -512,7 +533,8 @@ def test_an_engine_is_sent_the_student_and_never_the_teacher(trained: str, engin
 
     given = {} if trained == "all weights" else dict(peft_config=LoraConfig(**LORA))
     trainer = codebook_trainer(
-        tmp_path, codebook_judge, None, looking(look), given, use_vllm=True, max_steps=3, teacher_update_rate=0.5, learning_rate=3e-3,
+        tmp_path, codebook_judge, None, looking(look), given, use_vllm=True, max_steps=3, teacher_update_rate=0.5,
+        learning_rate=3e-3,
     )
     trainer.train()
     loads = engine["llm"].loads
@@ -523,12 +545,14 @@ def test_an_engine_is_sent_the_student_and_never_the_teacher(trained: str, engin
         for name in wanted: torch.testing.assert_close(sent[name], wanted[name], atol=1e-6, rtol=0)
     moved = max((loads[-1][name] - loads[0][name]).abs().max() for name in loads[0])
     assert moved > 1e-3  # and so a teacher that is half as far would have been noticed
-    assert trainer.teacher.gap() > 1e-4 and all((a != b).any() for a, b in zip(before[0], before[-1]) if a.dim() > 1 and b.abs().sum())
+    assert trainer.teacher.gap() > 1e-4 and any((a != b).any() for a, b in zip(before[0], before[-1]))
 
 
 @pytest.mark.parametrize("trained", ["all weights", "an adapter"])
 @pytest.mark.parametrize("case", ["aligned", "with holes", "misaligned"])
-def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(case: str, trained: str, engine: dict[str, Any], tmp_path: Path):
+def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(
+    case: str, trained: str, engine: dict[str, Any], tmp_path: Path
+):
     engine["holes"] = case == "with holes"
     found, asked, beforehand = [], [], []
 
@@ -560,11 +584,9 @@ def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(case: str,
 
     given = {} if trained == "all weights" else dict(peft_config=LoraConfig(**LORA))
     sizes = dict(steps_per_generation=2, per_device_train_batch_size=4, max_steps=2) if case == "misaligned" else {}
-
-    def judge(completions, **columns): return [{"score": 0.0, "feedback": "No."}] * len(completions)
-
     trainer = codebook_trainer(
-        tmp_path, judge, None, looking(look), given, use_vllm=True, alpha=1.0, support="full", merge_duplicates=False, **sizes,
+        tmp_path, dislike, None, looking(look), given, use_vllm=True, alpha=1.0, support="full", merge_duplicates=False,
+        **sizes,
     )
     trainer.model.register_forward_pre_hook(lambda *inputs: asked.append(inputs))
     trainer.train()
@@ -584,13 +606,14 @@ def test_evaluation_says_how_likely_one_of_k_attempts_passes(tmp_path: Path):
         return [float(i in (0, 3)) for i in range(len(completions))]  # in evaluation: the first of two, and the second
 
     trainer = codebook_trainer(
-        tmp_path, judge, given=dict(eval_dataset=codebook_rows(72).select(range(64, 72))), max_steps=2, eval_strategy="steps",
-        eval_steps=1, num_generations_eval=2, per_device_eval_batch_size=4, log_completions=True,
+        tmp_path, judge, given=dict(eval_dataset=codebook_rows(72).select(range(64, 72))), max_steps=2, eval_steps=1,
+        eval_strategy="steps", num_generations_eval=2, per_device_eval_batch_size=4, log_completions=True,
     )
     trainer.train()
     seen = [line for line in trainer.state.log_history if "eval_loss" in line]
     assert len(seen) == 2 and asked == [4] * 8
-    for line in seen: assert (line["eval_sdpo/pass@1"], line["eval_sdpo/pass@2"], line["eval_reward"]) == (0.5, 1.0, 0.5)
+    for line in seen:
+        assert (line["eval_sdpo/pass@1"], line["eval_sdpo/pass@2"], line["eval_reward"]) == (0.5, 1.0, 0.5)
     assert all("eval_sdpo/pass@4" not in line and math.isfinite(line["eval_loss"]) for line in seen)
     before = [weight.detach().clone() for model in (trainer.model, trainer.ref_model) for weight in model.parameters()]
     again = trainer.evaluate()
@@ -601,7 +624,8 @@ def test_evaluation_says_how_likely_one_of_k_attempts_passes(tmp_path: Path):
 def test_the_teacher_is_examined_under_each_context_and_nothing_moves(tmp_path: Path):
     def trained(folder, **settings):
         data = dict(eval_dataset=codebook_rows(96).select(range(64, 96)))
-        trainer, slices = run(folder, codebook_judge, None, data, max_steps=2, per_device_eval_batch_size=32, num_generations_eval=1, **settings)
+        sizes = dict(max_steps=2, per_device_eval_batch_size=32, num_generations_eval=1)
+        trainer, slices = run(folder, codebook_judge, None, data, **sizes, **settings)
         return trainer, [one["loss"] for one in slices]
 
     plain, losses = trained(tmp_path)
@@ -625,10 +649,11 @@ def test_the_table_of_completions_shows_what_the_teacher_read(tmp_path: Path):
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     assert len(table) == 8 and trainer.state.log_history[0]["tries"] == 8
     for i, row in table.iterrows():
-        assert row["feedback"] == (f"Mark {i}." if i % 2 else "") and row["length"] == len(row["completion"][-1]["content"])
-        question = row["prompt"][-1]["content"]
-        if i % 2: assert row["teacher_prompt"].startswith(f"<|user|>{question}\n") and f"Mark {i}." in row["teacher_prompt"]
-        else: assert row["teacher_prompt"] == ""
+        question, told = row["prompt"][-1]["content"], row["teacher_prompt"]
+        assert row["feedback"] == (f"Mark {i}." if i % 2 else "")
+        assert row["length"] == len(row["completion"][-1]["content"])
+        if i % 2: assert told.startswith(f"<|user|>{question}\n") and f"Mark {i}." in told
+        else: assert told == ""
     assert sorted(table["teacher_prompt"][table["teacher_prompt"] != ""]) == sorted(
         told for told, speaks in zip(inputs["told"], inputs["self_distillation_mask"]) if speaks
     )
@@ -640,7 +665,7 @@ def test_what_is_logged_reaches(name: str, tmp_path: Path, monkeypatch: pytest.M
     (folder := tmp_path / "logs").mkdir()
     for key in ("WANDB_DIR", "TENSORBOARD_LOGGING_DIR"): monkeypatch.setenv(key, str(folder))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for module in [one for path, one in sys.modules.items() if path.split(".")[0] == "trackio"]:  # reads its folder when imported
+    for module in [one for path, one in sys.modules.items() if path.split(".")[0] == "trackio"]:  # they have read it
         if "TRACKIO_DIR" in vars(module): monkeypatch.setattr(module, "TRACKIO_DIR", folder)
     trainer, _ = run(tmp_path, codebook_judge, report_to=name, log_completions=True, max_steps=2, run_name="tried")
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -653,15 +678,17 @@ def test_what_is_logged_reaches(name: str, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("parser", [HfArgumentParser, trl.TrlParser])
 def test_a_command_line_becomes_settings_and_settings_a_trainer(parser: type, tmp_path: Path):
     words = dict(
-        output_dir=tmp_path, support="teacher_topk", distillation_topk=7, alpha=1.0, is_clip="none", max_reprompt_length="none",
-        demonstration_sources="dataset", max_steps=1, per_device_train_batch_size=4, num_generations=4, max_completion_length=8,
-        bf16=False, use_cpu=True, report_to="none", save_strategy="no", gradient_checkpointing=False, learning_rate=1e-3, logging_steps=1,
+        output_dir=tmp_path, support="teacher_topk", distillation_topk=7, alpha=1.0, is_clip="none",
+        max_reprompt_length="none", demonstration_sources="dataset", max_steps=1, per_device_train_batch_size=4,
+        num_generations=4, max_completion_length=8, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+        gradient_checkpointing=False, learning_rate=1e-3, logging_steps=1,
     )
     line = [part for name, value in words.items() for part in (f"--{name}", str(value))]
     [args] = parser((SDPOConfig,)).parse_args_into_dataclasses(line)
     assert isinstance(args, SDPOConfig)
-    found = args.objective.support, args.objective.k, args.objective.alpha, args.objective.is_clip, args.max_reprompt_length
-    assert found == ("teacher_topk", 7, 1.0, None, None) and args.prompting.sources == ("dataset",)
+    what = args.objective
+    assert (what.support, what.k, what.alpha, what.is_clip) == ("teacher_topk", 7, 1.0, None)
+    assert args.max_reprompt_length is None and args.prompting.sources == ("dataset",)
     trainer = SDPOTrainer(str(DEMO), codebook_judge, args, train_dataset=codebook_rows(4))
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
@@ -684,10 +711,12 @@ def test_a_script_trains_a_folder_s_model(tmp_path: Path):
             trainer.train()
             trainer.save_model()
     """))
-    (tmp_path / "settings.yaml").write_text("alpha: 1.0\nsupport: full\nper_device_train_batch_size: 4\nnum_generations: 4\n")
+    settings = "alpha: 1.0\nsupport: full\nper_device_train_batch_size: 4\nnum_generations: 4\n"
+    (tmp_path / "settings.yaml").write_text(settings)
     words = dict(
-        config=tmp_path / "settings.yaml", output_dir=out, model_name_or_path=DEMO, max_steps=1, max_completion_length=8,
-        bf16=False, use_cpu=True, report_to="none", save_strategy="no", learning_rate=1e-3, disable_tqdm=True, logging_steps=1,
+        config=tmp_path / "settings.yaml", output_dir=out, model_name_or_path=DEMO, max_steps=1,
+        max_completion_length=8, bf16=False, use_cpu=True, report_to="none", save_strategy="no", learning_rate=1e-3, disable_tqdm=True,
+        logging_steps=1,
     )
     line = [part for name, value in words.items() for part in (f"--{name}", str(value))]
     done = subprocess.run([sys.executable, str(script), *line], capture_output=True, text=True, timeout=200)

@@ -4,15 +4,13 @@ import os
 import socket
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from sdpo_nb.core.adapters import add_adapter
@@ -136,7 +134,7 @@ def run(
     quiet = dict(logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True)
     where = dict(output_dir="unused", max_completion_length=16, bf16=False, fp16=False, ddp_timeout=120)
     args = SDPOConfig(**STEP | sizes | quiet | where | settings)
-    if args.fsdp: PartialState().distributed_type = DistributedType.MULTI_GPU  # accelerate shards nothing on a CPU else
+    if args.fsdp: PartialState().distributed_type = DistributedType.MULTI_GPU  # accelerate shards on no CPU otherwise
     columns = [dict(prompt=[dict(role="user", content=ask("omega", one.split()))], question=one) for one in questions]
     watch = Watch()
     trainer = Noting(
@@ -180,25 +178,32 @@ def check_same(found: dict[str, Any], expected: dict[str, Any], tolerance: float
 
 
 TIMES = (1, 2, 4)  # passes of one optimizer step
-TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {  # what two processes do, in groups that span both
-    f"ddp, {trained}, {times}": (trained, dict(
-        aggregation=aggregation, per_device_train_batch_size=4 // times, gradient_accumulation_steps=times,
-        gradient_checkpointing=times == 2,
-    )) for trained, aggregation in zip(TRAINED, AGGREGATIONS) for times in TIMES
-}
+WRAPS = {"layer by layer": "TRANSFORMER_BASED_WRAP", "as one": "NO_WRAP"}
 REUSED = dict(steps_per_generation=6, num_iterations=2, gradient_accumulation_steps=2, max_steps=9, weight_decay=0.0)
 QUIET = dict(questions=SILENCE, shuffle_dataset=False)
-TOGETHER["ddp, reused"] = "all weights", REUSED | dict(per_device_train_batch_size=2)
-TOGETHER["ddp, silence"] = "all weights", QUIET | dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
-WRAPS = {"layer by layer": "TRANSFORMER_BASED_WRAP", "as one": "NO_WRAP"}
-for wrap, policy in WRAPS.items():
-    sharded = dict(fsdp=True, fsdp_config=dict(version=2, auto_wrap_policy=policy), gradient_checkpointing=False)
-    for trained, aggregation in zip(TRAINED, AGGREGATIONS):
-        cut = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, aggregation=aggregation)
-        TOGETHER[f"fsdp2 {wrap}, {trained}"] = trained, cut | sharded
-    if wrap == "layer by layer":
-        TOGETHER["fsdp2, reused"] = "all weights", REUSED | sharded | dict(per_device_train_batch_size=2)
-        TOGETHER["fsdp2, silence"] = "all weights", QUIET | sharded | dict(per_device_train_batch_size=4)
+
+
+def cut_in(times: int, processes: int = 1) -> dict[str, int]:
+    "A step of eight rows in so many passes."
+    return dict(per_device_train_batch_size=8 // processes // times, gradient_accumulation_steps=times)
+
+
+def sharded(wrap: str) -> dict[str, Any]:
+    "FSDP2, whose own checkpointing would take the place of the model's."
+    config = dict(version=2, auto_wrap_policy=WRAPS[wrap])
+    return dict(fsdp=True, fsdp_config=config, gradient_checkpointing=False)
+
+
+TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {  # what two processes do; a group of eight spans both
+    "ddp, reused": ("all weights", REUSED | dict(per_device_train_batch_size=2)),
+    "ddp, silence": ("all weights", QUIET | cut_in(2, 2)),
+    "fsdp2, reused": ("all weights", REUSED | sharded("layer by layer") | dict(per_device_train_batch_size=2)),
+    "fsdp2, silence": ("all weights", QUIET | sharded("layer by layer") | cut_in(1, 2)),
+}
+for trained, aggregation in zip(TRAINED, AGGREGATIONS):
+    for times in TIMES: TOGETHER[f"ddp, {trained}, {times}"] = trained, dict(aggregation=aggregation) | cut_in(times, 2)
+    for wrap in WRAPS:
+        TOGETHER[f"fsdp2 {wrap}, {trained}"] = trained, dict(aggregation=aggregation) | sharded(wrap) | cut_in(2, 2)
 
 
 def half_of_it(rank: int, folder: str, port: int) -> None:
@@ -208,7 +213,6 @@ def half_of_it(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     all_found = {}
     for name, (trained, settings) in TOGETHER.items():
-        AcceleratorState._reset_state()
         try: found = run(trained, ddp_backend="gloo", **settings)
         except Exception: found = traceback.format_exc()  # the other runs go on; the test of this one shows it
         else:
@@ -239,8 +243,7 @@ def test_how_often_gradients_are_gathered_does_not_matter(trained: str, aggregat
     assert sorted(expected["heard"]) == [2 / 8, 6 / 8, 7 / 8]  # so that slices differ in how much they say
     assert min(expected["norms"]) > 0.01 and apart(expected["teachers"][-1:], [expected["begun"]]) > 1e-4
     for times in TIMES[1:]:
-        cut = dict(per_device_train_batch_size=8 // times, gradient_accumulation_steps=times)
-        check_same(run(trained, aggregation=aggregation, **cut), expected)
+        check_same(run(trained, aggregation=aggregation, **cut_in(times)), expected)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -300,7 +303,7 @@ def test_attempts_that_are_shuffled_and_used_twice_teach_as_in_plain_torch(how: 
     passes, reused = REUSED["gradient_accumulation_steps"], REUSED["steps_per_generation"] * REUSED["num_iterations"]
     steps = [sum(found["noted"][i : i + passes], []) for i in range(0, len(found["noted"]), passes)]
     assert len(steps) == 9 and steps[:3] == steps[3:6] and len({len(rows) for rows in steps}) > 1
-    assert {row for rows in steps[:3] for row in rows} == {row for rows in steps[6:] for row in rows} and steps[:3] != steps[6:]
+    assert sorted(sum(steps[:3], [])) == sorted(sum(steps[6:], [])) and steps[:3] != steps[6:]  # shuffled anew
     weights, teachers = in_plain_torch(steps, reused // passes)
     assert apart(found["weights"], weights) < 1e-6 and apart(found["teachers"], teachers) < 1e-6
     assert apart(teachers[-1:], [found["begun"]]) > 1e-4  # so that a teacher that stays fails
@@ -310,7 +313,8 @@ def check_silence(found: dict[str, Any], expected: dict[str, Any]) -> None:
     "Three steps, of which the second had nothing to learn from, are the two others."
     if isinstance(found, str): pytest.fail(found)
     assert found["silent"] == [0, 1, 0] and found["losses"][1] == found["norms"][1] == 0
-    assert found["reads"][0]["student"] and not found["reads"][1] and found["reads"][2]["teacher"]  # nobody read anything
+    first, second, third = found["reads"]
+    assert first["student"] and not second and third["student"]  # nobody has read anything
     for what in ("weights", "teachers"):
         before, after = found[what][:2]
         assert all(torch.equal(after[name], weight) for name, weight in before.items()), what
@@ -323,7 +327,7 @@ def check_silence(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("trained", TRAINED)
 def test_a_batch_without_any_signal_moves_nothing(trained: str):
     expected = run(trained, (SILENCE[0], SILENCE[2]), max_steps=2, shuffle_dataset=False)
-    assert apart(expected["weights"][:1], expected["weights"][1:]) > 1e-3  # weight decay and momentum had to be held back
+    assert apart(expected["weights"][:1], expected["weights"][1:]) > 1e-3  # so that a step would be seen
     check_silence(run(trained, **QUIET), expected)
 
 
@@ -334,12 +338,13 @@ def test_a_batch_without_any_signal_moves_nothing_in_two_processes(how: str, tog
 
 
 def test_a_slice_without_a_signal_is_read_by_nobody():
-    one = dict(per_device_train_batch_size=1, gradient_accumulation_steps=8, max_steps=1, share_prompts=False)
-    found, whole_step = run("all weights", ("mu re fo",), **one), run("all weights", ("mu re fo",), max_steps=1)
+    one = dict(questions=("mu re fo",), max_steps=1)
+    found, whole_step = run("all weights", **one, **cut_in(8), share_prompts=False), run("all weights", **one)
     assert found["reads"] == [{"student": 2, "student's passes": 2, "teacher": 2, "teacher's passes": 2}]
     assert found["silent"] == [0] and apart(found["gradients"], whole_step["gradients"]) < 1e-9
 
 
+PLAINLY = dict(merge_duplicates=False, share_prompts=False)
 HOW: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # settings -> rows and passes of both, for seven attempts
     "as it comes": ({}, {"student": 4, "student's passes": 1, "teacher": 5, "teacher's passes": 2}),
     "equal attempts twice": (dict(merge_duplicates=False), {"student": 7, "student's passes": 1, "teacher": 8}),
@@ -355,7 +360,7 @@ HOW: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # settings -> rows an
 def test_however_the_teacher_reads_it_says_the_same(how: str):
     settings, reads = HOW[how]
     one = dict(questions=("ba ki",), max_steps=1, dtype=torch.float32)
-    found, plain = run("all weights", **one, **settings), run("all weights", **one, merge_duplicates=False, share_prompts=False)
+    found, plain = (run("all weights", **one, **how) for how in (settings, PLAINLY))
     assert reads.items() <= found["reads"][0].items()
-    assert apart(found["gradients"], plain["gradients"]) < 1e-6 * plain["norms"][0]
+    assert apart(found["gradients"], plain["gradients"]) < 1e-5 * plain["norms"][0]
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)

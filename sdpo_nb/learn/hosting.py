@@ -129,14 +129,14 @@ def is_unsloth(
     "Whether Unsloth has put its own trainer in the place of TRL's."
     return host.__module__ == "UnslothGRPOTrainer"
 
-# %% ../../nbs/16e_learn.hosting.ipynb #2f9fc8e3
+# %% ../../nbs/16e_learn.hosting.ipynb #5d752d4a
 def check_unsloth(
     host: type,  # the trainer's class
     model: Any,  # what it is given
     peft_config: Any,  # likewise
 ) -> None:
     "Refuse what Unsloth's trainer would drop in silence, or fail at later."
-    if not is_unsloth(host.__mro__[1]): return
+    if not any(map(is_unsloth, host.__mro__)): return
     if peft_config is not None:
         raise ValueError("Unsloth ignores peft_config; put the adapter on with FastLanguageModel.get_peft_model")
     if isinstance(model, str) or not callable(getattr(model, "for_training", None)):

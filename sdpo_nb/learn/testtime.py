@@ -206,7 +206,7 @@ def refine(
 
     return seek(answerer, environment, task, config, reads, on_round=on_round)
 
-# %% ../../nbs/18_learn.testtime.ipynb #22a7e782
+# %% ../../nbs/18_learn.testtime.ipynb #f92f0755
 @dataclass(frozen=True)
 class ServerSampler:
     "Answers from an OpenAI-compatible server, in words alone: an `Answerer`."
@@ -230,7 +230,7 @@ class ServerSampler:
         self,
         seed: int,  # of one answer
     ) -> LLMJudge:
-        "How one request is sent, by whom it is the judge's own way; its checks are made here too."
+        "The judge's way of sending one request, with its checks of address, key and patience."
         return LLMJudge(
             self.base_url, self.model, key_env=self.key_env, options={**self.options, "seed": seed},
             timeout=self.timeout, tries=self.tries, first_wait=self.first_wait, longest_wait=self.longest_wait,
@@ -265,11 +265,9 @@ class ServerSampler:
             try: return [Answer(task, one.result()) for task, one in zip(asked, waiting)]
             finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../../nbs/18_learn.testtime.ipynb #9d5efcd2
-TEST_TIME = SDPO(
-    Objective(alpha=1.0, support="student_topk", k=20, is_clip=2.0, advantage_clip=5.0),
-    Prompting(feedback_only_without_solution=False),
-)  # the method of the paper's section 5
+# %% ../../nbs/18_learn.testtime.ipynb #2e149ca5
+# as in the paper's section 5
+TEST_TIME = SDPO(Objective(alpha=1.0, support="student_topk", k=20, is_clip=2.0, advantage_clip=5.0))
 
 # %% ../../nbs/18_learn.testtime.ipynb #0a1d52bd
 @contextmanager
