@@ -50,7 +50,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #9edbef4b
+# %% ../../nbs/17_learn.trainer.ipynb #92881a15
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -256,9 +256,11 @@ class SDPOTrainer(TaughtTrainer):
         if not self.args.enabled: return
         folder, window = Path(checkpoint), self.args.steps_per_generation * self.num_iterations
         kept = folder / f"rollouts_{self.accelerator.process_index}.pt"
-        if self.args.missing_teacher == "afresh" and not (folder / "teacher.safetensors").exists() and not kept.exists():
+        if not (folder / "teacher.safetensors").exists() and not kept.exists():  # GRPO's checkpoint, say: SDPO begins here
+            with in_our_words({"missing": "missing_teacher"}):
+                self.teacher.load(folder / "teacher.safetensors", self.args.missing_teacher)  # raises, unless "afresh"
             self._step = self.state.global_step * self.args.gradient_accumulation_steps % window
-            return  # GRPO's checkpoint, say: SDPO begins here
+            return
         if not kept.exists():
             raise FileNotFoundError(
                 f"the checkpoint has no {kept.name}: another number of processes wrote it, or it was saved with "
