@@ -50,7 +50,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #92881a15
+# %% ../../nbs/17_learn.trainer.ipynb #e1d542da
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -266,7 +266,9 @@ class SDPOTrainer(TaughtTrainer):
                 f"the checkpoint has no {kept.name}: another number of processes wrote it, or it was saved with "
                 "save_only_model; start it with as many processes as before"
             )
-        state, now = torch.load(kept, map_location=self.accelerator.device, weights_only=True), self.state_beside()
+        device = self.accelerator.device  # gloo calls it cpu:0, which torch.load does not know
+        place = "cpu" if device.type == "cpu" else device
+        state, now = torch.load(kept, map_location=place, weights_only=True), self.state_beside()
         check_settings(state["settings"], now["settings"], folder)
         with in_our_words({"missing": "missing_teacher"}):
             self.teacher.load(folder / "teacher.safetensors", self.args.missing_teacher)
