@@ -8,15 +8,14 @@ ARGS ?=
 # The older of the two eras of TRL, with what it needs of older packages; Unsloth knows none that is newer.
 ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi idna
 UNSLOTH ?= unsloth==2026.10.9 unsloth_zoo==2026.10.9 requests urllib3 charset_normalizer
-TRAINER = tests/test_learn_config.py tests/test_learn_inputs.py tests/test_learn_inside.py tests/test_learn_trainer.py \
-  $(wildcard tests/test_trainer*.py)
+TRAINER = $(patsubst %,tests/test_learn_%.py,config inputs inside hosting taught trainer) $(wildcard tests/test_trainer*.py)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-zero3 test-unsloth test-matrix export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-slow test-zero3 test-unsloth test-matrix export run-notebooks docs bench demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +31,9 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 	@echo "== nbdev-test: the notebooks themselves"
 	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --n-workers $(WORKERS)
+
+test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped at any moment.
+	@$(QUIET) $(BIN)/python -m pytest --quiet -m "slow and not gpu and not net and not browser" $(ARGS)
 
 test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
 	@$(PIP) --upgrade --no-deps --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo

@@ -1,6 +1,6 @@
 """What the tests lean on."""
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,3 +73,39 @@ def looking(look: Callable[..., None], host: Any = None) -> Any:
             return loss_of(inputs)
 
     return Looking
+
+
+def share_right(*args: Any, **columns: Any) -> list[Any]:
+    """A reward function whose score is the share of the right letters, so that some succeed at once."""
+    from dataclasses import replace
+
+    return [replace(said, score=said.metrics["right"]) for said in codebook_judge(*args, **columns)]
+
+
+def everything(trainer: Any) -> dict[str, Any]:
+    """All that changes while an SDPOTrainer trains, and all that it logs, clocks aside."""
+    import torch
+
+    clocks = ("time", "per_second", "memory_gib")
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return {
+        "model": trainer.model.state_dict(), "teacher": trainer.teacher.state_dict(), "gap": trainer.teacher.gap(),
+        "optimizer": trainer.optimizer.state_dict(), "schedule": trainer.lr_scheduler.state_dict(),
+        "memory": None if trainer.memory is None else trainer.memory.state_dict(),
+        "logged": [{key: x for key, x in line.items() if not any(clock in key for clock in clocks)} for line in lines],
+        "luck": torch.get_rng_state(), "step": trainer._step, "steps": trainer.state.global_step,
+    }
+
+
+def check_same(found: Any, expected: Any, where: str = "") -> None:
+    """Refuse the smallest difference, and say where it is."""
+    from torch import Tensor
+
+    if isinstance(expected, Tensor): assert found.equal(expected), where
+    elif isinstance(expected, Mapping):
+        assert found.keys() == expected.keys(), where
+        for key in expected: check_same(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, Sequence) and not isinstance(expected, str):
+        assert len(found) == len(expected), where
+        for i, pair in enumerate(zip(found, expected)): check_same(*pair, f"{where}/{i}")
+    else: assert found == expected, where

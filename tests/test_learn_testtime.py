@@ -556,8 +556,8 @@ def test_how_likely_a_success_is_within_k_attempts():
         test_eq([found_within(searched([0, 0]), k) for k in range(3)], [0, 0, 0])
         with expect_fail(ValueError, "gave up after 2 attempts"): found_within(searched([0, 0]), 3)
 
-    # %% nbs/18_learn.testtime.ipynb#09269dbf
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "09269dbf"):
+    # %% nbs/18_learn.testtime.ipynb#a82e4882
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "a82e4882"):
         @dataclass(frozen=True)
         class Coin:
             def sample(self, tasks, attempts=1, seed=0):
@@ -572,8 +572,8 @@ def test_how_likely_a_success_is_within_k_attempts():
         toss, = Heads().tasks(1)
         looks = (1, 2, 4, 8, 16)
         for size in (1, 5, 16):
-            tossed = [best_of(Coin(), Heads(), toss, SearchConfig(16, size, seed=seed)) for seed in range(600)]
-            test_close([share for _, share in discovery(tossed, looks)], [1 - 0.8**k for k in looks], eps=0.05)
+            tossed = [best_of(Coin(), Heads(), toss, SearchConfig(16, size, seed=seed)) for seed in range(400)]
+            test_close([share for _, share in discovery(tossed, looks)], [1 - 0.8**k for k in looks], eps=0.06)
         discovery(tossed, looks)
 
     # %% nbs/18_learn.testtime.ipynb#1c431f13

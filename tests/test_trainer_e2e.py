@@ -522,7 +522,7 @@ def test_a_run_from_the_same_samples_ends_with_the_weights_of_the_loop(how: str,
     model, tokenizer = load_demo()
     plain = dict(share_prompts=False, merge_duplicates=False, fused_loss=False) if how == "plain" else {}
     trainer = codebook_trainer(
-        tmp_path, judge, model.double(), looking(look), max_steps=4, per_device_train_batch_size=16, alpha=1.0,
+        tmp_path, judge, model.double(), looking(look), max_steps=3, per_device_train_batch_size=8, alpha=1.0,
         support="full", teacher_update_rate=0.1, max_grad_norm=0.5, **plain,
     )
     trainer.train()

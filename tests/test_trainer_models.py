@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cells import codebook_rows, codebook_trainer, looking
-from datasets import Dataset
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, PromptTuningConfig
 from sdpo_nb.core.demo import DEMO
 from sdpo_nb.learn.inputs import batch_of, learned_mask
 from sdpo_nb.learn.loop import Clock
@@ -162,6 +161,53 @@ def test_every_family_learns_in_every_precision(how: str, family: str, tmp_path:
     assert {weight.dtype for weight in trainer.teacher.second.weights().values()} == {F32}  # an average needs them
     kinds = {"NF4": "Linear4bit", "8 bits": "Linear8bitLt"}
     assert type(getattr(layer, "base_layer", layer)).__name__ == kinds.get(how.split(",")[0], "Linear")
+
+
+@pytest.mark.filterwarnings("ignore:fp16 does nothing on a CPU")
+@pytest.mark.parametrize(("how", "near"), [("bfloat16 by autocast, full", 0.1), ("float16 by autocast, full", 0.01)])
+def test_fewer_bits_find_nearly_the_same_losses(how: str, near: float, tmp_path: Path):
+    exact, narrow = (
+        learned(hosted(tmp_path, make(tmp_path, "llama"), **settings | dict(max_steps=5)))  # on the same attempts
+        for make, settings, *_ in (CASES["float32, full"], CASES[how])
+    )
+    assert exact != narrow and narrow == pytest.approx(exact, rel=near)
+
+
+ADAPTERS = {
+    "DoRA": LoraConfig(**LORA, use_dora=True), "trained words": LoraConfig(**LORA, trainable_token_indices={"embed_tokens": [3, 5]}),
+    "mixed ranks": LoraConfig(**LORA, use_rslora=True, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 16}),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_of_several_kinds_have_an_average(kind: str, tmp_path: Path):
+    given, settings = {"peft_config": ADAPTERS[kind]}, TASK | dict(learning_rate=2e-2)
+    model = tiny(tie_word_embeddings=False)
+    trainer = codebook_trainer(tmp_path, model=model, given=given | {"train_dataset": codebook_rows(2)}, **settings)
+    found = learned(trainer)
+    assert found[-1] < 0.75 * found[0], found
+    second = trainer.teacher.second
+    assert second.weights() and all(x.shape == y.shape for x, y in zip(second.weights().values(), second.leaders(), strict=True))
+    assert len(second.leaders()) == sum(weight.requires_grad for weight in trainer.model.parameters())
+    assert trainer.teacher.gap() > 0
+
+
+def test_adapters_without_an_average_take_a_teacher_that_needs_none(tmp_path: Path):
+    scaled = {"peft_config": IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj"], feedforward_modules=[])}
+    run = lambda **settings: codebook_trainer(
+        tmp_path, model=tiny(), given=scaled | {"train_dataset": codebook_rows(2)}, **TASK | dict(max_steps=5) | settings
+    )
+    with pytest.raises(ValueError, match="IA3; only LoRA is known"): run()
+    for teacher in (dict(teacher="live"), dict(teacher="frozen", teacher_of="base")):
+        found = learned(run(learning_rate=3e-1, **teacher))
+        assert found[-1] < 0.97 * found[0], found
+
+
+def test_virtual_tokens_are_refused(tmp_path: Path):
+    given = {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "train_dataset": codebook_rows(2)}
+    for teacher in ("ema", "live"):
+        with pytest.raises(ValueError, match="virtual tokens"):
+            codebook_trainer(tmp_path, model=tiny(), given=given, **TASK | dict(teacher=teacher))
 
 
 def test_a_base_of_four_bits_computes_in_bfloat16_where_asked(tmp_path: Path):
@@ -438,5 +484,5 @@ def test_where_a_copy_lives_and_in_which_precision(tmp_path: Path):
         found = learned(trainer)
         assert found[0] == pytest.approx(expected[0], rel=1e-5 if dtype == "float64" else 0.05)
         assert found[-1] < 0.75 * found[0]
-    with pytest.raises(ValueError, match="second adapter lives on the student's base"):
+    with pytest.raises(ValueError, match="teacher_parked"):
         hosted(tmp_path, tiny(), lora={}, teacher_parked=True)

@@ -5,6 +5,7 @@ import socket
 import traceback
 from collections import Counter
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,6 +172,7 @@ def check_same(found: dict[str, Any], expected: dict[str, Any], tolerance: float
     "Losses, gradients, weights and the teacher, step by step."
     if isinstance(found, str): pytest.fail(found)
     for what in ("gradients", "weights", "teachers"): assert apart(found[what], expected[what]) < tolerance, what
+    assert apart(found["teachers"][-1:], [found["begun"]]) > 1e-4  # so that a teacher that stays fails
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-6)  # Transformers keeps it in single precision
     assert found["norms"] == pytest.approx(expected["norms"], abs=tolerance)
     assert found["behind"] == pytest.approx(expected["behind"], abs=1e-6)
@@ -206,14 +208,28 @@ for trained, aggregation in zip(TRAINED, AGGREGATIONS):
         TOGETHER[f"fsdp2 {wrap}, {trained}"] = trained, dict(aggregation=aggregation) | sharded(wrap) | cut_in(2, 2)
 
 
-def half_of_it(rank: int, folder: str, port: int) -> None:
+STAGE = dict(stage=3, stage3_param_persistence_threshold=0)
+SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+ZERO = dict(zero_optimization=STAGE, zero_force_ds_cpu_optimizer=False) | dict.fromkeys(SIZES, "auto")
+ZERO_3: dict[str, tuple[str, dict[str, Any]]] = {
+    "silence": ("all weights", QUIET | cut_in(2, 2)),
+    **{trained: (trained, dict(aggregation=one) | cut_in(2, 2)) for trained, one in zip(TRAINED, AGGREGATIONS)},
+}
+
+
+def half_of_it(rank: int, folder: str, port: int, runs: dict[str, Any], is_zero: bool) -> None:
     "One of two processes."
     here = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ.update({name: str(value) for name, value in here.items()}, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
+    if is_zero:  # DeepSpeed's messages are gloo's here; accelerate would have none of it on a CPU
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_CPU)
+        how = dict(deepspeed=ZERO, use_cpu=False, gradient_checkpointing=False, dtype=torch.float32)
+    else: how = dict(ddp_backend="gloo")
     all_found = {}
-    for name, (trained, settings) in TOGETHER.items():
-        try: found = run(trained, ddp_backend="gloo", **settings)
+    for name, (trained, settings) in runs.items():
+        try: found = run(trained, **how, **settings)
         except Exception: found = traceback.format_exc()  # the other runs go on; the test of this one shows it
         else:
             both = [None, None]
@@ -224,16 +240,21 @@ def half_of_it(rank: int, folder: str, port: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def in_two_processes(folder: Path, runs: dict[str, Any], is_zero: bool = False) -> dict[str, Any]:
     "What two processes found, run by run; a text where one broke."
-    folder = tmp_path_factory.mktemp("together")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.get_context("forkserver").set_forkserver_preload(["sdpo_nb.learn.trainer"])  # it takes its time
-    torch.multiprocessing.start_processes(half_of_it, (str(folder), port), nprocs=2, start_method="forkserver")
+    given = str(folder), port, runs, is_zero
+    torch.multiprocessing.start_processes(half_of_it, given, nprocs=2, start_method="forkserver")
     return torch.load(folder / "found.pt")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    "All runs of two processes, so that they start but once."
+    return in_two_processes(tmp_path_factory.mktemp("together"), TOGETHER)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -241,7 +262,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_how_often_gradients_are_gathered_does_not_matter(trained: str, aggregation: str):
     expected = alone(trained, aggregation)
     assert sorted(expected["heard"]) == [2 / 8, 6 / 8, 7 / 8]  # so that slices differ in how much they say
-    assert min(expected["norms"]) > 0.01 and apart(expected["teachers"][-1:], [expected["begun"]]) > 1e-4
+    assert min(expected["norms"]) > 0.01
     for times in TIMES[1:]:
         check_same(run(trained, aggregation=aggregation, **cut_in(times)), expected)
 
@@ -335,6 +356,20 @@ def test_a_batch_without_any_signal_moves_nothing(trained: str):
 def test_a_batch_without_any_signal_moves_nothing_in_two_processes(how: str, together: dict[str, Any]):
     expected = run("all weights", (SILENCE[0], SILENCE[2]), max_steps=2, shuffle_dataset=False)
     check_silence(together[f"{how}, silence"], expected)
+
+
+def test_slices_of_zero_3_learn_what_whole_weights_learn(tmp_path: Path):
+    pytest.importorskip("deepspeed", reason='needs DeepSpeed: pip install "sdpo-nb[deepspeed]"')
+    all_found = in_two_processes(tmp_path, ZERO_3, is_zero=True)
+    for name, found in all_found.items():
+        if isinstance(found, str): pytest.fail(found)
+        expected = run(ZERO_3[name][0], **ZERO_3[name][1] | cut_in(1), dtype=torch.float32)
+        assert found["wrapper"] == "DeepSpeedEngine" and found["silent"] == expected["silent"]
+        assert apart(found["teachers"], expected["teachers"]) < 1e-5
+        assert apart(found["teachers"][-1:], [found["begun"]]) > 1e-4  # so that a teacher that stays fails
+        for what in ("losses", "norms"): assert found[what] == pytest.approx(expected[what], rel=1e-4)
+    first, second = all_found["silence"]["teachers"][:2]
+    assert all_found["silence"]["behind"][0] == all_found["silence"]["behind"][1] and apart([first], [second]) == 0
 
 
 def test_a_slice_without_a_signal_is_read_by_nobody():

@@ -1,6 +1,6 @@
 """SDPOTrainer beside the real Unsloth, which rewrites TRL's trainers; each case is a Python of its own.
 
-Without a GPU Unsloth leaves TRL alone. UNSLOTH_ALLOW_CPU and PatchFastRL make the classes that somebody with a GPU gets;
+Without a GPU Unsloth leaves TRL alone. UNSLOTH_ALLOW_CPU and PatchFastRL make the classes that a GPU would bring;
 models then come from Unsloth's loader for CPUs. Its kernels for GPUs are not run here.
 """
 import importlib.util
