@@ -27,6 +27,14 @@ CODEBOOK = dict(  # a step of eight attempts on the demo's questions, two of the
 )
 
 
+def grpo_runs_on_a_cpu() -> bool:
+    """TRL 1.15 computes GRPO's own loss, and so a hybrid's, with Triton; 1.16 with torch where there is none."""
+    from importlib.metadata import version
+    from packaging.version import Version
+
+    return Version(version("trl")) >= Version("1.16")
+
+
 def codebook_rows(count: int) -> Any:
     """Questions about the demo's book omega, as a dataset for TRL."""
     from datasets import Dataset

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import CODEBOOK, codebook_judge, codebook_rows, codebook_trainer, looking
+from cells import CODEBOOK, codebook_judge, codebook_rows, codebook_trainer, grpo_runs_on_a_cpu, looking
 from peft import LoraConfig
 from sdpo_nb.core.demo import load_demo
 from sdpo_nb.core.records import Feedback, Rollout, Task
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 LORA = dict(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+needs_trl_s_loss = pytest.mark.skipif(not grpo_runs_on_a_cpu(), reason="this TRL computes GRPO's loss on a GPU alone")
 CLOCKS = ("time", "runtime", "per_second", "memory")
 
 
@@ -258,6 +259,7 @@ def test_loss_decreases_over_steps(tmp_path: Path):
 # ---- beside TRL's own trainer
 
 
+@needs_trl_s_loss
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("trained", ["all weights", "an adapter"])
 def test_switched_off_it_is_grpo_number_for_number(trained: str, beta: float, tmp_path: Path):
@@ -284,6 +286,7 @@ def test_switched_off_it_is_grpo_number_for_number(trained: str, beta: float, tm
     assert moved.keys() == expected.keys() and all(torch.equal(moved[name], expected[name]) for name in expected)
 
 
+@needs_trl_s_loss
 @pytest.mark.parametrize("window", [1, 2])
 def test_hybrid_is_both_losses_with_their_weights(window: int, tmp_path: Path):
     seen, share = [], 0.75
@@ -375,6 +378,7 @@ def test_the_five_fractions_are_those_of_a_hand_count(tmp_path: Path):
 # ---- what travels, and who reads it
 
 
+@needs_trl_s_loss
 def test_four_keys_travel_beside_trl_s_own(tmp_path: Path):
     ours, theirs = [], []
     look = lambda found: lambda trainer, model, inputs, loss_of: found.append(inputs)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import trl
-from cells import codebook_judge, codebook_rows, codebook_trainer, looking
+from cells import codebook_judge, codebook_rows, codebook_trainer, grpo_runs_on_a_cpu, looking
 from datasets import Dataset
 from peft import LoraConfig
 from sdpo_nb.core.adapters import adapter_weights
@@ -36,6 +36,7 @@ from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using '(environment_factory|rollout_func)':UserWarning")
+needs_trl_s_loss = pytest.mark.skipif(not grpo_runs_on_a_cpu(), reason="this TRL computes GRPO's loss on a GPU alone")
 LORA = dict(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
 
 
@@ -596,6 +597,7 @@ def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(
     assert bool(beforehand[0]) == (case != "aligned")  # the student is asked beforehand where both ratios are not one
 
 
+@needs_trl_s_loss
 @pytest.mark.parametrize("mode", ["token_truncate", "sequence_mask"])
 def test_in_a_hybrid_both_losses_weigh_the_engine_s_tokens(mode: str, engine: dict[str, Any], tmp_path: Path):
     found = []

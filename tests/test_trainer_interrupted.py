@@ -1,4 +1,4 @@
-"""Stopped again and again, at any moment and inside a save too, a run ends with the weights of the run that never was."""
+"""Stopped again and again, at any moment, a run ends with the weights of the run that never was."""
 import multiprocessing
 import os
 import random
@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 STOPS, STEPS = 10, 44
 LEARN = dict(  # windows of four steps, epochs of eight
     per_device_train_batch_size=4, num_generations=4, steps_per_generation=2, num_iterations=2, max_steps=STEPS,
-    save_strategy="steps", save_steps=1, save_total_limit=3, lr_scheduler_type="cosine", success_buffer=8,
-    success_reward_threshold=0.4, demonstration_sources=["earlier", "siblings"], alpha=0.5, support="full", environment_feedback_only_without_solution=False,
+    save_strategy="steps", save_steps=1, save_total_limit=3, lr_scheduler_type="cosine", alpha=0.5, support="full",
+    success_buffer=8, success_reward_threshold=0.4, demonstration_sources=["earlier", "siblings"],
+    environment_feedback_only_without_solution=False,
 )
 CHILDREN = multiprocessing.get_context("forkserver")  # each is a process of its own, and imports nothing again
 

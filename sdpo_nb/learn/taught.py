@@ -58,7 +58,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #c9362a59
+# %% ../../nbs/16f_learn.taught.ipynb #97ac14e8
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -99,12 +99,18 @@ class TaughtTrainer(GRPOTrainer):
 
     def bring_teacher(self) -> None:
         "Put the teacher beside the student, before anybody wraps or shards them."
+        from peft import PeftModel
+
         args, student = self.args, unwrapped(self.model)
         check_text_only(self.processing_class)
         if any(weight.requires_grad and weight.dtype == torch.float16 for weight in student.parameters()):
             raise ValueError(
                 "weights of float16 cannot be trained: the smallest step is lost, and Adam divides by zero; "
                 "load the model in 32 bits and set fp16=True, or train an adapter"
+            )
+        if isinstance(student, PeftModel) and student.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                "virtual tokens would be read as part of the prompt; train an adapter of another kind, such as LoRA"
             )
         with untouched(student), in_our_words(KEPT): self.teacher = args.make_teacher().attach(student)
         self.base = self.base_of(student) if args.kl_to_base else None
