@@ -359,8 +359,9 @@ def test_a_merged_student_knows_nothing_of_its_teacher(tmp_path: Path):
 @pytest.mark.parametrize("trained, name", [("all weights", ""), ("an adapter", "default"), ("an adapter", "student")])
 def test_the_best_student_comes_back_and_the_teacher_stays(trained: str, name: str, tmp_path: Path):
     settings = dict(
-        max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=4, save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model="eval_num_tokens", greater_is_better=False,  # the first
+        max_steps=4, save_steps=2, save_total_limit=1, eval_strategy="steps", eval_steps=2,
+        per_device_eval_batch_size=4, load_best_model_at_end=True, metric_for_best_model="eval_num_tokens",
+        greater_is_better=False,  # the first is the best
     )
     given = dict(eval_dataset=codebook_rows(2))
     trainer = trainer_of(tmp_path, student(trained, name), given=given, **settings)
