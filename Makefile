@@ -8,14 +8,14 @@ ARGS ?=
 # The older of the two eras of TRL, with what it needs of older packages; Unsloth knows none that is newer.
 ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi idna
 UNSLOTH ?= unsloth==2026.10.9 unsloth_zoo==2026.10.9 requests urllib3 charset_normalizer
-TRAINER = $(patsubst %,tests/test_learn_%.py,config inputs inside hosting taught trainer) $(wildcard tests/test_trainer*.py)
+TRAINER ?= $(patsubst %,tests/test_learn_%.py,config inputs inside hosting taught trainer) $(wildcard tests/test_trainer*.py)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-zero3 test-unsloth test-matrix export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-slow test-zero3 test-unsloth test-era test-matrix export run-notebooks docs bench demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,14 +37,16 @@ test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped
 
 test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
 	@$(PIP) --upgrade --no-deps --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
-	@PYTHONPATH=.venv/deepspeed $(QUIET) $(BIN)/python -m pytest --quiet tests/test_teachers.py -k zero_3
+	@PYTHONPATH=.venv/deepspeed $(QUIET) $(BIN)/python -m pytest --quiet tests/test_teachers.py tests/test_trainer_processes.py -k zero_3
 
 test-unsloth: .venv/.unsloth  ## Run the trainer beside Unsloth, in folders that nothing else sees.
 	@PYTHONPATH=$(CURDIR)/.venv/unsloth:$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet tests/test_unsloth_compat.py $(ARGS)
 
-test-matrix: .venv/.era  ## Run the trainer's tests with both eras of TRL and Transformers.
+test-era: .venv/.era  ## Run the trainer's tests with the older TRL and Transformers that Unsloth allows.
 	@echo "== $(ERA)"
 	@PYTHONPATH=$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(TRAINER) $(ARGS)
+
+test-matrix: test-era  ## Run them with both eras.
 	@echo "== those of .venv"
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(TRAINER) $(ARGS)
 

@@ -44,7 +44,7 @@ def teacher_inputs(
         "self_distillation_mask": torch.tensor(active, device=ids.device) & has_words,
     }
 
-# %% ../../nbs/16c_learn.inputs.ipynb #3f7d5dad
+# %% ../../nbs/16c_learn.inputs.ipynb #92aa78c3
 def batch_of(
     inputs: Mapping[str, Any],  # a slice of TRL's buffer
     is_merged: bool = True,  # equal attempts as one
@@ -58,14 +58,14 @@ def batch_of(
     read = inputs["completion_mask"][rows]
     width = max(1, int(read.sum(1).max()))
     ids, told, seen = inputs["completion_ids"], inputs["teacher_input_ids"], inputs["teacher_attention_mask"]
-    start = told.shape[1] - ids.shape[1]
+    start, unlearned = told.shape[1] - ids.shape[1], learned[:, :width] == 0  # a tool's tokens may hold NaN
     of_tokens = {name: inputs.get(key) for name, key in TOKENS.items()}
     batch = Batch(
         Prompts.padded(inputs["prompt_ids"][rows], inputs["prompt_mask"][rows]),
         Prompts.padded(told[rows, :start], seen[rows, :start]),
         ids[rows, :width], learned[:, :width], read[:, :width],
         weights=torch.ones(len(rows), device=ids.device), advantages=inputs["advantages"][rows],
-        **{name: None if x is None else x[rows, :width].float() * learned[:, :width] for name, x in of_tokens.items()},
+        **{name: x if x is None else x[rows, :width].float().masked_fill(unlearned, 0) for name, x in of_tokens.items()},
     )
     batch = batch.merged() if is_merged else batch
     return batch if side == "left" else batch.on_the_right()

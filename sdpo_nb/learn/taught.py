@@ -58,7 +58,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #97ac14e8
+# %% ../../nbs/16f_learn.taught.ipynb #b8fe5e8b
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -352,7 +352,8 @@ class TaughtTrainer(GRPOTrainer):
             if self.total(holes.sum()): sampled = torch.where(holes, self.read_logps(self.model, inputs), sampled)
             return {"old_per_token_logps": sampled}
         if self.use_vllm and args.vllm_importance_sampling_correction:
-            if self.folds_ratio and not self.total(sampled.isnan().sum()): return {"old_per_token_logps": sampled}
+            holes = sampled.isnan() & (learned_mask(inputs) != 0)
+            if self.folds_ratio and not self.total(holes.sum()): return {"old_per_token_logps": sampled}
             old = self.read_logps(self.model, inputs)
             cap, floor = args.vllm_importance_sampling_clip_max, args.vllm_importance_sampling_clip_min
             weights = rollout_correction(
