@@ -224,7 +224,7 @@ def setting(
     if isinstance(default, list): return field(default_factory=lambda: list(default), metadata=about)
     return field(default=default, metadata=about)
 
-# %% ../../nbs/16b_learn.config.ipynb #f1a061a1
+# %% ../../nbs/16b_learn.config.ipynb #520d7f0a
 YAML = "verl's actor.yaml"
 
 
@@ -412,7 +412,8 @@ class SDPOConfig(GRPOConfig):
         "A teacher that has no student yet."
         kind, names = TEACHERS[self.teacher]
         if not self.keeps_a_self: return built(kind, self, names)
-        return built(kind, self, names, kept=built(Keeping, self, KEEPING, dtype=DTYPES.get(self.teacher_dtype)))
+        with in_our_words({"dtype": "teacher_dtype"}):
+            return built(kind, self, names, kept=built(Keeping, self, KEEPING, dtype=DTYPES.get(self.teacher_dtype)))
 
     def make_memory(self) -> SuccessBuffer | None:
         "An empty memory of successes, where one was asked for."
