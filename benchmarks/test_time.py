@@ -81,8 +81,8 @@ class Job:
     questions: int = HARDEST
 
 
-def execute(job: Job) -> dict[str, Any]:
-    "All searches of one job: when each was solved, and their common curve."
+def execute(job: Job, made_with: dict[str, Any]) -> dict[str, Any]:
+    "All searches of one job: when each was solved, and their common curve; and the stamp of the code that is running."
     tasks, logps = hardest(job.split, job.questions)
     model, tokenizer = load_demo()
     config = SearchConfig(BUDGET, BUDGET if job.way == "best of k" else 16, seed=job.seed)
@@ -95,7 +95,7 @@ def execute(job: Job) -> dict[str, Any]:
         "budget": BUDGET, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
         "found_at": [search.found_at for search in searches], "attempts": [search.attempts for search in searches],
         "curve": [(k, round(share, 4)) for k, share in discovery(searches, LOOKS)],
-        "logps": [round(logp, 2) for logp in logps], "stamp": stamp(),
+        "logps": [round(logp, 2) for logp in logps], "stamp": made_with,
     }
 
 
@@ -126,12 +126,13 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore"), logging.disable(logging.WARNING)
     DATA.mkdir(parents=True, exist_ok=True)
+    made_with = stamp()  # the commit may move on while this runs; what was imported does not
     for name in options.experiments:
         path = DATA / f"{name}.json"
         known = json.loads(path.read_text())["runs"] if path.exists() and not options.again else []
         for job in EXPERIMENTS[name]:
             if any(vars(job).items() <= run.items() for run in known): continue
-            known.append(execute(job))
+            known.append(execute(job, made_with))
             path.write_text("\n".join(["{\"runs\": [", ",\n".join(map(json.dumps, known)), "]}", ""]))
             solved = sum(found is not None for found in known[-1]["found_at"])
             print(job, f"{solved} of {job.questions} solved in {known[-1]['seconds']} s", flush=True)

@@ -57,8 +57,13 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "as_rows": "learn.hosting",
     "as_reward": "learn.hosting",
     "SDPOTrainer": "learn.trainer",
-    "SDPOConfig": "learn.config",
-    "SDPOTrainer": "learn.trainer",
+    "SearchConfig": "learn.testtime",
+    "ServerSampler": "learn.testtime",
+    "best_of": "learn.testtime",
+    "multi_turn": "learn.testtime",
+    "refine": "learn.testtime",
+    "solve": "learn.testtime",
+    "discovery": "learn.testtime",
     "write_report": "view.report",
 }
 __all__ = list(_HOMES)

@@ -37,8 +37,15 @@ from sdpo_nb.learn.config import (
 )
 from sdpo_nb.learn.hosting import as_reward as as_reward, as_rows as as_rows
 from sdpo_nb.learn.trainer import SDPOTrainer as SDPOTrainer
-from sdpo_nb.learn.config import SDPOConfig as SDPOConfig
-from sdpo_nb.learn.trainer import SDPOTrainer as SDPOTrainer
+from sdpo_nb.learn.testtime import (
+    SearchConfig as SearchConfig,
+    ServerSampler as ServerSampler,
+    best_of as best_of,
+    discovery as discovery,
+    multi_turn as multi_turn,
+    refine as refine,
+    solve as solve,
+)
 from sdpo_nb.view.report import write_report as write_report
 
 __version__: str

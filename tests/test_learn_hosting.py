@@ -23,10 +23,14 @@ from cells import notebook_cell
 
 
 def test_an_environment_becomes_a_reward_function():
-    # %% nbs/16e_learn.hosting.ipynb#298719f4
-    with notebook_cell("nbs/16e_learn.hosting.ipynb", "298719f4"):
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
         environment = Codebook("omega")
         data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
+    # %% nbs/16e_learn.hosting.ipynb#00299c6b
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "00299c6b"):
         test_eq(data.column_names, ["prompt", "answer"])
         answers = [[{"role": "assistant", "content": data[0]["answer"]}], [{"role": "assistant", "content": "ka"}]]
         said = as_reward(environment)(list(data["prompt"]), answers, answer=list(data["answer"]), trainer_state=None)
@@ -34,6 +38,12 @@ def test_an_environment_becomes_a_reward_function():
 
 
 def test_what_was_said_stands_in_for_who_said_it():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
     # %% nbs/16e_learn.hosting.ipynb#51670b4b
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "51670b4b"):
         test_eq(told_apart(["judge", "length", "judge"]), ["judge", "length", "judge_2"])
@@ -41,6 +51,12 @@ def test_what_was_said_stands_in_for_who_said_it():
 
 
 def test_a_view_in_the_form_of_its_prompt():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
     # %% nbs/16e_learn.hosting.ipynb#e5c8a8da
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "e5c8a8da"):
         turns = ({"role": "user", "content": "Encode"},)
@@ -48,6 +64,12 @@ def test_a_view_in_the_form_of_its_prompt():
 
 
 def test_images_are_refused():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
     # %% nbs/16e_learn.hosting.ipynb#03ad4627
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "03ad4627"):
         check_text_only(None, data, None)
@@ -55,9 +77,14 @@ def test_images_are_refused():
 
 
 def test_a_head_that_the_fused_loss_knows():
-    # %% nbs/16e_learn.hosting.ipynb#cf00b316
-    with notebook_cell("nbs/16e_learn.hosting.ipynb", "cf00b316"):
-        model, tokenizer = load_demo()
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
+    # %% nbs/16e_learn.hosting.ipynb#c31b7441
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "c31b7441"):
         test_eq(has_known_head(model), True)
 
     # %% nbs/16e_learn.hosting.ipynb#db10ae95
@@ -67,6 +94,12 @@ def test_a_head_that_the_fused_loss_knows():
 
 
 def test_a_checkpoint_that_was_written_to_its_end():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
     # %% nbs/16e_learn.hosting.ipynb#b5a17eb8
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "b5a17eb8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +112,12 @@ def test_a_checkpoint_that_was_written_to_its_end():
 
 
 def test_unsloth_in_trl_s_place():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
     # %% nbs/16e_learn.hosting.ipynb#18129599
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "18129599"):
         unsloths = type("UnslothGRPOTrainer", (), {"__module__": "UnslothGRPOTrainer"})

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 import torch
+import trl
 from sdpo_nb.core.models import as_reader, check_fits, seeded
 from sdpo_nb.core.records import Feedback, Message, TeacherView
 from sdpo_nb.experience.feedback import JUDGE_ERROR
@@ -59,9 +60,10 @@ def test_the_trainer_up_to_the_loss():
             trainer.model.train()
             return trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(trainer.num_generations)])
 
-    # %% nbs/16f_learn.taught.ipynb#517280ce
-    with notebook_cell("nbs/16f_learn.taught.ipynb", "517280ce"):
-        made = attempted(few := taught(num_generations=4))
+    # %% nbs/16f_learn.taught.ipynb#97b5f5af
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "97b5f5af"):
+        few = taught(num_generations=4)
+        made = attempted(few)
         width = made["completion_ids"].shape[1]
         row = made["self_distillation_mask"].nonzero()[0, 0]
         test_eq(made["teacher_input_ids"][:, -width:].tolist(), made["completion_ids"].tolist())
@@ -126,11 +128,13 @@ def test_what_is_refused():
             trainer.model.train()
             return trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(trainer.num_generations)])
 
-    # %% nbs/16f_learn.taught.ipynb#22eed19b
-    with notebook_cell("nbs/16f_learn.taught.ipynb", "22eed19b"):
+    # %% nbs/16f_learn.taught.ipynb#4f469f62
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "4f469f62"):
         mute = lambda completions, **columns: [0.0] * len(completions)
         with expect_fail(ValueError, "args is an SDPOConfig"): TaughtTrainer(load_demo()[0], mute, GRPOConfig(bf16=False, use_cpu=True))
         with expect_fail(ValueError, "a third copy beside student and teacher"): taught(kl_to_base=0.1)
         with expect_fail(ValueError, "not with vLLM, tools"): taught(teacher="trust_region", eval_teacher=True)
         with expect_fail(ValueError, "weights of float16 cannot be trained"):
-            TaughtTrainer(load_demo()[0].half(), mute, demo(use_cpu=True), few.train_dataset, processing_class=few.processing_class)
+            narrow, tokenizer = load_demo("cpu")
+            data = Dataset.from_list(as_rows(environment.tasks(4)))
+            TaughtTrainer(narrow.half(), mute, demo(use_cpu=True), data, processing_class=tokenizer)

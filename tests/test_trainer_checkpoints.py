@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from cells import check_same, codebook_rows, codebook_trainer, everything, share_right
+from cells import check_same, codebook_rows, codebook_trainer, everything, grpo_runs_on_a_cpu, share_right
 from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -134,6 +134,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_other_settings_too(variant: str, tmp_path: Path):
+    if variant == "hybrid" and not grpo_runs_on_a_cpu(): pytest.skip("TRL 1.15 computes GRPO's loss with Triton, on a GPU")
     trained, settings = VARIANTS[variant]
     expected = run(tmp_path / "whole", trained, **settings)
     check_same(run(tmp_path / "again", trained, resume=str(tmp_path / "whole" / "checkpoint-3"), **settings), expected)
@@ -157,6 +158,7 @@ def test_a_checkpoint_without_its_teacher_says_which_setting_allows_a_new_one(tm
     check_same(teachers_logits(afresh), logits_of(load_demo()[0]))  # it begins as the student was given
 
 
+@pytest.mark.skipif(not grpo_runs_on_a_cpu(), reason="TRL 1.15 computes GRPO's own loss with Triton, on a GPU")
 def test_a_run_of_grpo_goes_on_as_sdpo_with_a_new_teacher(tmp_path: Path):
     trainer_of(tmp_path, student("all weights"), enabled=False, max_steps=3).train()
     stopped = tmp_path / "checkpoint-3"
@@ -197,6 +199,7 @@ def in_two(rank: int, folder: str, port: int, alone: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.skipif(not grpo_runs_on_a_cpu(), reason="Transformers 5.17 loads an optimizer to cpu:0, which torch does not know")
 def test_two_processes_take_up_what_two_wrote_and_nothing_else(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

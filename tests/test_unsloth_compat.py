@@ -3,6 +3,7 @@
 Without a GPU Unsloth leaves TRL alone. UNSLOTH_ALLOW_CPU and PatchFastRL make the classes that a GPU would bring;
 models then come from Unsloth's loader for CPUs. Its kernels for GPUs are not run here.
 """
+import importlib
 import importlib.util
 import json
 import os
@@ -168,6 +169,19 @@ def without(tmp_path_factory) -> dict:
 def with_unsloth(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("patched")  # without the second word Unsloth turns fp16 on where bf16 is missing
     return alone("patched", folder, UNSLOTH_ALLOW_CPU="1", UNSLOTH_FORCE_FLOAT32="1")
+
+
+def test_who_began_first_came_first_though_it_ends_last(tmp_path, monkeypatch):
+    import sdpo_nb
+
+    (tmp_path / "sdpo_outer").mkdir()
+    (tmp_path / "sdpo_outer" / "__init__.py").write_text("from . import part\nimport sdpo_inner\n")
+    for file in "sdpo_outer/part.py", "sdpo_inner.py": (tmp_path / file).write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("sdpo_outer")
+    assert sdpo_nb._came_after("sdpo_inner", "sdpo_outer")
+    assert not sdpo_nb._came_after("sdpo_outer", "sdpo_inner")
+    assert not sdpo_nb._came_after("sdpo_never", "sdpo_outer") and not sdpo_nb._came_after("sdpo_outer", "sdpo_never")
 
 
 def test_who_does_not_use_unsloth_hears_nothing_of_it(tmp_path):

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #d00a581f
+# %% ../../nbs/16f_learn.taught.ipynb #f0ca40ca
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
+import trl
 from ..core.models import as_reader, check_fits, seeded
 from ..core.records import Feedback, Message, TeacherView
 from ..experience.feedback import JUDGE_ERROR
@@ -58,7 +59,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #b8fe5e8b
+# %% ../../nbs/16f_learn.taught.ipynb #970066ab
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -84,6 +85,8 @@ class TaughtTrainer(GRPOTrainer):
             raise ValueError(f"args is an SDPOConfig, which takes all that a {type(args).__name__} does and more")
         if args.enabled: check_text_only(processing_class, train_dataset, eval_dataset)
         check_unsloth(type(self), model, peft_config)
+        if trl.GRPOTrainer is not GRPOTrainer:
+            warnings.warn("Unsloth came after trl, and this trainer extends TRL's; import unsloth first", stacklevel=2)
         self.method, self.memory = args.method(), args.make_memory()
         self.clock, self.meters, self.sampler = Clock(), {"train": Meter(), "eval": Meter()}, None
         self._is_between = False
@@ -188,7 +191,7 @@ class TaughtTrainer(GRPOTrainer):
         others = self.use_vllm or args.use_transformers_continuous_batching or self.tools or self.is_fsdp_enabled
         is_plain = (self.top_p, self.top_k, self.min_p, self.repetition_penalty) in ((1.0, 0, None, 1.0), (1.0, None, None, 1.0))
         is_plain = is_plain and not (args.generation_kwargs or args.cache_implementation or args.cast_lm_head_to_fp32)
-        others = others or self.is_deepspeed_enabled
+        others = others or self.is_deepspeed_enabled or is_unsloth(GRPOTrainer)
         return args.enabled and is_plain and not others and is_small_llama(unwrapped(self.model))
 
     def _calculate_rewards(
@@ -345,7 +348,9 @@ class TaughtTrainer(GRPOTrainer):
         "How likely each token was when it was sampled, and what another engine's tokens weigh."
         args, sampled = self.args, inputs.get("sampling_per_token_logps")
         if args.is_hybrid:  # TRL has read what both losses need
-            weights = inputs.get("importance_sampling_ratio")
+            weights, old = inputs.get("importance_sampling_ratio"), inputs.get("old_per_token_logps")
+            if weights is None and self.use_vllm and args.vllm_importance_sampling_correction and old is not None:
+                weights = self.engine_weights(old, sampled, inputs)  # Unsloth leaves it to its loss
             return {} if weights is None else {"rollout_weights": weights.expand(inputs["completion_ids"].shape)}
         if not self.use_vllm and sampled is not None:
             holes = sampled.isnan() & (learned_mask(inputs) != 0)
@@ -355,13 +360,15 @@ class TaughtTrainer(GRPOTrainer):
             holes = sampled.isnan() & (learned_mask(inputs) != 0)
             if self.folds_ratio and not self.total(holes.sum()): return {"old_per_token_logps": sampled}
             old = self.read_logps(self.model, inputs)
-            cap, floor = args.vllm_importance_sampling_clip_max, args.vllm_importance_sampling_clip_min
-            weights = rollout_correction(
-                old, sampled, cap, floor, args.vllm_importance_sampling_mode, learned_mask(inputs),
-            )
-            return {"old_per_token_logps": old, "rollout_weights": weights}
+            return {"old_per_token_logps": old, "rollout_weights": self.engine_weights(old, sampled, inputs)}
         if self.is_aligned or self.method.objective.is_clip is None: return {}
         return {"old_per_token_logps": self.read_logps(self.model, inputs)}
+
+    def engine_weights(self, old: Tensor, sampled: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        "What the tokens of another engine weigh."
+        cap, floor = self.args.vllm_importance_sampling_clip_max, self.args.vllm_importance_sampling_clip_min
+        mode = self.args.vllm_importance_sampling_mode
+        return rollout_correction(old, sampled, cap, floor, mode, learned_mask(inputs))
 
     def read_logps(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:  # [N, T]
         "How likely a reader finds the tokens of the rows that have a signal."
