@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 import torch
 import trl
-from sdpo_nb.core.models import as_reader, check_fits, seeded
+from sdpo_nb.core.models import as_reader, check_fits, context_length, seeded
 from sdpo_nb.core.records import Feedback, Message, TeacherView
 from sdpo_nb.experience.feedback import JUDGE_ERROR
 from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_parts
@@ -107,6 +107,30 @@ def test_two_selves_never_three():
         test_eq((adapted.ref_model, list(adapted.model.peft_config)), (None, ["student", "teacher"]))
         sizes = [numbers(adapted.model) - base, sum(w.numel() for w in adapted.model.parameters() if w.requires_grad)]
         test_eq(sizes[0], 2 * sizes[1])
+
+
+def test_a_view_is_cut_to_what_the_model_can_read():
+    # %% nbs/16f_learn.taught.ipynb#4b2fb5a7
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "4b2fb5a7"):
+        environment = Codebook("omega")
+        folder = tempfile.TemporaryDirectory()
+
+        def taught(adapter=False, rewards=as_reward(environment), **settings):
+            model, tokenizer = load_demo("cpu")
+            if adapter: model, _ = add_adapter(model, rank=4)
+            sizes = dict(per_device_train_batch_size=16, max_steps=1, disable_tqdm=True, use_cpu=True, save_strategy="no")
+            data = Dataset.from_list(as_rows(environment.tasks(4)))
+            return TaughtTrainer(
+                model, rewards, demo(output_dir=folder.name, **sizes | settings), data, processing_class=tokenizer,
+            )
+
+        def attempted(trainer):
+            trainer.model.train()
+            return trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(trainer.num_generations)])
+
+    # %% nbs/16f_learn.taught.ipynb#620aace6
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "620aace6"):
+        test_eq(taught(max_reprompt_length=10240).method.fitting.max_tokens, 492)
 
 
 def test_what_is_refused():

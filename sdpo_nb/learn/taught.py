@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #f0ca40ca
+# %% ../../nbs/16f_learn.taught.ipynb #9bb69443
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
-from ..core.models import as_reader, check_fits, seeded
+from ..core.models import as_reader, check_fits, context_length, seeded
 from ..core.records import Feedback, Message, TeacherView
 from ..experience.feedback import JUDGE_ERROR
 from ..experience.prompting import Attempts, Parts, view_fractions, view_parts
@@ -59,7 +59,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #970066ab
+# %% ../../nbs/16f_learn.taught.ipynb #4dd217ba
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -115,10 +115,13 @@ class TaughtTrainer(GRPOTrainer):
             raise ValueError(
                 "virtual tokens would be read as part of the prompt; train an adapter of another kind, such as LoRA"
             )
+        room, fitting = context_length(student), self.method.fitting
+        if room and fitting:  # a view is cut to what the model can read, the attempt included
+            room = min(fitting.max_tokens, max(1, room - args.max_completion_length))
+            self.method = replace(self.method, fitting=replace(fitting, max_tokens=room))
         with untouched(student), in_our_words(KEPT): self.teacher = args.make_teacher().attach(student)
         self.base = self.base_of(student) if args.kl_to_base else None
-        for kept in (self.teacher, self.base):
-            if kept is not None: kept.prepare(self.make_reader)
+        for kept in {self.teacher, self.base} - {None}: kept.prepare(self.make_reader)
         self.ref_model = self.teacher.second.model if isinstance(self.teacher.second, FullCopy) else None
         open_up(student)
         if args.eval_teacher or args.teacher_pass_rate_every: self.check_asking()
