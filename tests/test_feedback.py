@@ -65,6 +65,7 @@ def test_ctrl_c_does_not_wait_for_a_server():
         preexec_fn=hear_ctrl_c,
     ) as asking:
         assert asking.stdout.readline() == "asked\n"
+        time.sleep(0.5)  # it was asked in another thread, and who asked has yet to begin waiting
         start = time.monotonic()
         asking.send_signal(signal.SIGINT)
         try: printed, errors = asking.communicate(timeout=60)

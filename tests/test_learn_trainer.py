@@ -53,13 +53,13 @@ def test_a_run():
 
         folder = tempfile.TemporaryDirectory()
 
-    # %% nbs/17_learn.trainer.ipynb#42189dd8
-    with notebook_cell("nbs/17_learn.trainer.ipynb", "42189dd8"):
+    # %% nbs/17_learn.trainer.ipynb#770077a0
+    with notebook_cell("nbs/17_learn.trainer.ipynb", "770077a0"):
         run = trainer(max_steps=8, logging_strategy="steps", logging_steps=1)
         run.remove_callback(PrinterCallback)
         run.train()
         logs = [line for line in run.state.log_history if "loss" in line]
-        figure, axes = plt.subplots(1, 3, figsize=(9, 2.2))
+        figure, axes = plt.subplots(1, 3, figsize=(9, 2.2), layout="constrained")
         for axis, name in zip(axes, ("loss", "sdpo/agreement", "sdpo/teacher_distance")):
             axis.plot([line["step"] for line in logs], [line[name] for line in logs], "o-")
             axis.set(title=name, xlabel="step")
