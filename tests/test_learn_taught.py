@@ -3,7 +3,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 import torch
 import trl
 from sdpo_nb.core.models import as_reader, check_fits, context_length, seeded
@@ -24,12 +24,11 @@ from sdpo_nb.learn.selves import FullCopy, unwrapped
 from sdpo_nb.learn.teachers import Frozen
 from sdpo_nb.loss.fused import fused_logps
 from sdpo_nb.loss.objectives import read_logps, rollout_correction, token_logps
-from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
-from trl import GRPOTrainer
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOTrainer
 import tempfile
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.adapters import add_adapter

@@ -74,26 +74,26 @@ def in_our_words(
         said = [f"{its} is {ours}" for its, ours in names.items() if are_named(its, ours)]
         raise type(error)(f"{error} ({', '.join(said)})" if said else str(error)) from error
 
-# %% ../../nbs/16b_learn.config.ipynb #8cb00def
+# %% ../../nbs/16b_learn.config.ipynb #d6a86983
 Part = TypeVar("Part")
 
 
 def built(
     part: Callable[..., Part],  # what to make
-    config: "SDPOConfig",  # from these settings
+    config: GRPOConfig,  # from these settings
     names: Mapping[str, str],  # the part's name for a setting -> ours
     **more: Any,  # what is not a setting by itself
 ) -> Part:
     "A part, as the settings have it."
     with in_our_words(names): return part(**{its: getattr(config, ours) for its, ours in names.items()}, **more)
 
-# %% ../../nbs/16b_learn.config.ipynb #6a3ad406
+# %% ../../nbs/16b_learn.config.ipynb #bb5eb473
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}  # as a command line names them
 
 
 def check_among(
-    config: "SDPOConfig",  # holds the setting
+    config: GRPOConfig,  # holds the setting
     name: str,  # of the setting
     right: Collection[str | None],  # what it may be
 ) -> None:
@@ -163,9 +163,9 @@ def changed(
     differ = lambda value, default: value != default and not (value in nothing and default in nothing)
     return {name: default for name, default in as_they_come.items() if differ(getattr(config, name), default)}
 
-# %% ../../nbs/16b_learn.config.ipynb #cc8f64c9
+# %% ../../nbs/16b_learn.config.ipynb #b0627862
 def refuse(
-    config: "SDPOConfig",  # as it was given
+    config: GRPOConfig,  # as it was given
     names: Collection[str],  # settings without an effect
     why: str | Mapping[str, str],  # for all of them, or for each
 ) -> None:
@@ -195,9 +195,9 @@ EFFECTS: tuple[tuple[tuple[str, ...], Callable[["SDPOConfig"], bool], str], ...]
      "prompts may be of any length; set max_reprompt_length, or leave it out"),
 )
 
-# %% ../../nbs/16b_learn.config.ipynb #05cb3c9d
+# %% ../../nbs/16b_learn.config.ipynb #293deca5
 def check_effects(
-    config: "SDPOConfig",  # with settings that are each right by themselves
+    config: GRPOConfig,  # with settings that are each right by themselves
 ) -> None:
     "Refuse settings that the others leave without an effect."
     if not config.is_hybrid:
@@ -419,10 +419,10 @@ class SDPOConfig(GRPOConfig):
         "An empty memory of successes, where one was asked for."
         return SuccessBuffer(self.success_buffer) if self.success_buffer else None
 
-# %% ../../nbs/16b_learn.config.ipynb #fa818ba6
+# %% ../../nbs/16b_learn.config.ipynb #fb652490
 @contextmanager
 def as_pair(
-    config: "SDPOConfig",  # with groups of one
+    config: GRPOConfig,  # with groups of one
 ) -> Iterator[None]:
     "Show TRL two attempts, for as long as it checks, where there is one."
     given, steps, evaluated = config.generation_batch_size, config.steps_per_generation, config.num_generations_eval

@@ -7,12 +7,12 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #9bb69443
+# %% ../../nbs/16f_learn.taught.ipynb #87a96960
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import trl
@@ -43,14 +43,11 @@ from .selves import FullCopy, unwrapped
 from .teachers import Frozen
 from ..loss.fused import fused_logps
 from ..loss.objectives import read_logps, rollout_correction, token_logps
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-    from peft import PeftConfig, PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 # %% ../../nbs/16f_learn.taught.ipynb #6fa1179f
 KEPT = {"kept": "teacher_device, teacher_dtype and teacher_parked"}  # a copy's place, in our settings
@@ -59,23 +56,23 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #4dd217ba
+# %% ../../nbs/16f_learn.taught.ipynb #44b6170a
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel",  # this and what follows: as for `GRPOTrainer`
+        model: str | PreTrainedModel | PeftModel,  # this and what follows: as for `GRPOTrainer`
         reward_funcs: Any = None,  # may also return words, solutions, `Feedback`: see `experience.rewards`
         args: SDPOConfig | None = None,
-        train_dataset: "Dataset | IterableDataset | None" = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
-        processing_class: "PreTrainedTokenizerBase | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: "BitsAndBytesConfig | None" = None,
-        peft_config: "PeftConfig | None" = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
         tools: list[Callable[..., Any]] | None = None,
         rollout_func: Callable[..., Any] | None = None,
         environment_factory: Any = None,
@@ -102,8 +99,6 @@ class TaughtTrainer(GRPOTrainer):
 
     def bring_teacher(self) -> None:
         "Put the teacher beside the student, before anybody wraps or shards them."
-        from peft import PeftModel
-
         args, student = self.args, unwrapped(self.model)
         check_text_only(self.processing_class)
         if any(weight.requires_grad and weight.dtype == torch.float16 for weight in student.parameters()):
@@ -149,8 +144,6 @@ class TaughtTrainer(GRPOTrainer):
 
     def base_of(self, student: PreTrainedModel) -> Frozen:
         "Who `kl_to_base` compares with."
-        from peft import PeftModel
-
         if isinstance(student, PeftModel): return Frozen(of="base").attach(student)
         if isinstance(self.teacher, Frozen): return self.teacher
         if not self.args.keep_base_copy:
