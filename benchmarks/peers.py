@@ -128,7 +128,7 @@ def our_trainer(
     "This package's trainer for the same job."
     from datasets import Dataset
     from sdpo_nb.core.adapters import add_adapter
-    from sdpo_nb.learn.config import demo
+    from sdpo_nb.learn.presets import demo
     from sdpo_nb.learn.hosting import as_reward, as_rows
     from sdpo_nb.learn.trainer import SDPOTrainer
 

@@ -27,8 +27,8 @@ from sdpo_nb.learn.selves import Keeping as Keeping
 from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live, Restart as Restart, TrustRegion as TrustRegion
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
 from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit
-from sdpo_nb.learn.config import (
-    SDPOConfig as SDPOConfig,
+from sdpo_nb.learn.config import SDPOConfig as SDPOConfig
+from sdpo_nb.learn.presets import (
     colab_t4 as colab_t4,
     paper_rich_feedback as paper_rich_feedback,
     paper_scalar as paper_scalar,

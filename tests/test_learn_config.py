@@ -21,13 +21,12 @@ import tempfile
 from fastcore.test import expect_fail, test_close, test_eq
 from IPython.display import Markdown
 from pathlib import Path
-from sdpo_nb.learn.loop import LoopConfig
-from transformers import HfArgumentParser, get_scheduler
+from transformers import HfArgumentParser
 from trl import TrlParser
 from sdpo_nb.learn.config import (
     OBJECTIVE, PROMPTING, FITTING, CHECKING, KEEPING, TEACHERS, in_our_words, Part, built, FLOATS, DTYPES, check_among,
     number_or_none, mixed_precision, HYBRID_ONLY, REFUSED, changed, refuse, EFFECTS, check_effects, setting, YAML,
-    SDPOConfig, as_pair, PAPER, paper_scalar, paper_rich_feedback, paper_test_time, small_model, colab_t4, demo
+    SDPOConfig, as_pair
 )
 from cells import notebook_cell
 
@@ -408,82 +407,3 @@ solution_template: |
             HfArgumentParser(SDPOConfig).parse_args_into_dataclasses("--is_clip off".split(), look_for_args_file=False)
         with expect_fail(ValueError, "distillation_topk=20 would have no effect"):
             HfArgumentParser(SDPOConfig).parse_dict({"use_cpu": True, "support": "full", "distillation_topk": 20})
-
-
-def test_presets():
-    # %% nbs/16b_learn.config.ipynb#b94507a1
-    with notebook_cell("nbs/16b_learn.config.ipynb", "b94507a1"):
-        def refused(text, **settings):
-            "Whether such a configuration is refused with these words."
-            with expect_fail(ValueError, text): SDPOConfig(use_cpu=True, **settings)
-
-    # %% nbs/16b_learn.config.ipynb#d471b1f9
-    with notebook_cell("nbs/16b_learn.config.ipynb", "d471b1f9"):
-        table = dict(  # questions, in a step, attempts; top-k, alpha, advantage clip, EMA rate, clip; learning rate, warm-up
-            paper_scalar=(32, 32, 8, 100, 0.5, None, 0.05, 2.0, 1e-5, 10),
-            paper_rich_feedback=(32, 1, 8, 20, 1.0, None, 0.01, 2.0, 1e-6, 0),
-            paper_test_time=(1, 1, 16, 20, 1.0, 5.0, 0.01, 2.0, 1e-6, 0),
-        )
-        for preset in (paper_scalar, paper_rich_feedback, paper_test_time):
-            c = preset(use_cpu=True)
-            in_a_step = c.per_device_train_batch_size * c.gradient_accumulation_steps
-            counted = c.generation_batch_size // c.num_generations, in_a_step // c.num_generations, c.num_generations
-            compared = c.distillation_topk, c.alpha, c.advantage_clip, c.teacher_update_rate, c.is_clip
-            test_eq((*counted, *compared, c.learning_rate, c.warmup_steps), table[preset.__name__])
-            test_eq((c.support, c.distillation_add_tail, c.max_completion_length), ("student_topk", True, 8192))
-            test_eq((c.weight_decay, c.max_grad_norm, c.temperature), (0.01, 1.0, 1.0))
-            assert c.lr_scheduler_type.value.startswith("constant")
-
-    # %% nbs/16b_learn.config.ipynb#649cd587
-    with notebook_cell("nbs/16b_learn.config.ipynb", "649cd587"):
-        small = small_model(use_cpu=True)
-        test_eq((small.is_hybrid, small.hybrid_lambda, small.alpha), (True, 0.9, 1.0))
-        test_eq(paper_scalar(num_generations=4, learning_rate=3e-6, use_cpu=True).learning_rate, 3e-6)
-        with expect_fail(ValueError, "no words are left out; set support to student_topk or teacher_topk, or leave it out"):
-            paper_rich_feedback(support="full", use_cpu=True)
-        test_eq(paper_rich_feedback(support="full", distillation_topk=100, use_cpu=True).objective, Objective(1.0, "full"))
-        t4 = colab_t4()
-        test_eq((t4.fp16, t4.bf16, t4.generation_batch_size // t4.num_generations), (True, False, 8))
-
-    # %% nbs/16b_learn.config.ipynb#170d888f
-    with notebook_cell("nbs/16b_learn.config.ipynb", "170d888f"):
-        config, loop = demo(use_cpu=True), LoopConfig(learning_rate=6e-4)
-        test_eq(config.method(), SDPO(Objective(alpha=1.0, support="full"), Prompting(feedback_only_without_solution=False)))
-        test_eq((config.max_steps, config.generation_batch_size), (loop.steps, loop.tasks * loop.attempts))
-        test_eq((config.num_generations, config.max_grad_norm, config.seed), (loop.attempts, loop.clip_norm, loop.seed))
-        test_eq((repr(config.make_teacher()), config.optim.value, config.weight_decay), (repr(EMA()), "adamw_torch_fused", 0.0))
-
-
-        def rates(config):
-            "The learning rate of each step."
-            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-            scheduler = get_scheduler(config.lr_scheduler_type, optimizer, 0, config.max_steps, config.lr_scheduler_kwargs)
-            seen = []
-            for _ in range(config.max_steps):
-                seen.append(optimizer.param_groups[0]["lr"])
-                optimizer.step()
-                scheduler.step()
-            return seen
-
-
-        for steps in (40, 45):
-            loop = LoopConfig(steps=steps, learning_rate=6e-4)
-            falling = [loop.learning_rate_at(step + 1) for step in range(steps)]
-            test_close(rates(demo(max_steps=steps, use_cpu=True)), falling, eps=1e-12)
-
-    # %% nbs/16b_learn.config.ipynb#677066f4
-    with notebook_cell("nbs/16b_learn.config.ipynb", "677066f4"):
-        made = (paper_scalar, paper_rich_feedback, paper_test_time, small_model, colab_t4, demo)
-        plain, presets = SDPOConfig(use_cpu=True).to_dict(), {one.__name__: one(use_cpu=True).to_dict() for one in made}
-        hidden = [name for name in plain if name.startswith("activation")]  # the new name of what stands there as well
-
-
-        def cells(name):
-            "One setting in all presets, blank where it is as it comes."
-            return ["" if preset[name] == plain[name] else f"{preset[name]}" for preset in presets.values()]
-
-
-        apart = [name for name in plain if any(cells(name)) and name not in hidden]
-        head = f"| | default | {' | '.join(f'`{name}`' for name in presets)} |"
-        rows = [f"| `{name}` | {plain[name]} | {' | '.join(cells(name))} |" for name in apart]
-        Markdown("\n".join([head, "|---|---|" + "---|" * len(presets), *rows]))

@@ -33,7 +33,7 @@ import tempfile
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
-from sdpo_nb.learn.config import demo
+from sdpo_nb.learn.presets import demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
 from trl import GRPOConfig
 from sdpo_nb.learn.taught import KEPT, CONTEXTS, TaughtTrainer

@@ -28,7 +28,7 @@ from datasets import Dataset
 from fastcore.test import test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
-from sdpo_nb.learn.config import demo
+from sdpo_nb.learn.presets import demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
 from sdpo_nb.learn.methods import SDPO
 from transformers import PrinterCallback

@@ -6,9 +6,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.config.html.md"""
 
 # %% auto #0
 __all__ = ['OBJECTIVE', 'PROMPTING', 'FITTING', 'CHECKING', 'KEEPING', 'TEACHERS', 'Part', 'FLOATS', 'DTYPES', 'HYBRID_ONLY',
-           'REFUSED', 'EFFECTS', 'YAML', 'PAPER', 'in_our_words', 'built', 'check_among', 'number_or_none',
-           'mixed_precision', 'changed', 'refuse', 'check_effects', 'setting', 'SDPOConfig', 'as_pair', 'paper_scalar',
-           'paper_rich_feedback', 'paper_test_time', 'small_model', 'colab_t4', 'demo']
+           'REFUSED', 'EFFECTS', 'YAML', 'in_our_words', 'built', 'check_among', 'number_or_none', 'mixed_precision',
+           'changed', 'refuse', 'check_effects', 'setting', 'SDPOConfig', 'as_pair']
 
 # %% ../../nbs/16b_learn.config.ipynb #9587f599
 import re
@@ -435,90 +434,3 @@ def as_pair(
         raise ValueError(f"generation_batch_size ({given}) must be divisible by the global batch size ({batch})")
     config.steps_per_generation = given // batch if given else steps or config.gradient_accumulation_steps
     config.generation_batch_size = batch * config.steps_per_generation
-
-# %% ../../nbs/16b_learn.config.ipynb #8c44350a
-PAPER: dict[str, Any] = dict(  # what all three columns of table 12 share
-    per_device_train_batch_size=8, weight_decay=0.01, max_grad_norm=1.0, temperature=1.0, max_completion_length=8192,
-    chat_template_kwargs={"enable_thinking": False}, is_clip=2.0,
-    vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=2.0,
-)
-
-
-def paper_scalar(
-    **overrides: Any,  # settings that differ
-) -> SDPOConfig:
-    "Table 12, without rich feedback: right or wrong, and the siblings' successes."
-    # 32 questions x 8 attempts = 256 rows, asked at once and learned from in one step: 32 passes of 8 rows
-    settings = dict(
-        num_generations=8, gradient_accumulation_steps=32, steps_per_generation=32, include_environment_feedback=False,
-        alpha=0.5, distillation_topk=100, teacher_update_rate=0.05,
-        learning_rate=1e-5, lr_scheduler_type="constant_with_warmup", warmup_steps=10,
-        num_generations_eval=16, per_device_eval_batch_size=16,  # at temperature 0.6 in the paper; TRL has one for both
-    )
-    return SDPOConfig(**PAPER | settings | overrides)
-
-# %% ../../nbs/16b_learn.config.ipynb #0ba9fe1e
-def paper_rich_feedback(
-    **overrides: Any,  # settings that differ
-) -> SDPOConfig:
-    "Table 12, with rich feedback: one question in each optimizer step."
-    # 32 questions x 8 attempts = 256 rows, asked at once; a step is one question's 8 rows: 32 steps on one generation
-    settings = dict(
-        num_generations=8, gradient_accumulation_steps=1, steps_per_generation=32,
-        alpha=1.0, distillation_topk=20, teacher_update_rate=0.01,
-        learning_rate=1e-6, lr_scheduler_type="constant", warmup_steps=0,
-        num_generations_eval=4, per_device_eval_batch_size=8,  # at temperature 0.6 in the paper; TRL has one for both
-    )
-    return SDPOConfig(**PAPER | settings | overrides)
-
-# %% ../../nbs/16b_learn.config.ipynb #cb06734f
-def paper_test_time(
-    **overrides: Any,  # settings that differ
-) -> SDPOConfig:
-    "Table 12, at test time: one hard question, until it is solved."
-    # 1 question x 16 attempts, asked at once and learned from in one step: 2 passes of 8 rows
-    settings = dict(
-        num_generations=16, gradient_accumulation_steps=2, steps_per_generation=2,
-        alpha=1.0, distillation_topk=20, advantage_clip=5.0, teacher_update_rate=0.01,
-        learning_rate=1e-6, lr_scheduler_type="constant", warmup_steps=0,
-    )
-    return SDPOConfig(**PAPER | settings | overrides)
-
-# %% ../../nbs/16b_learn.config.ipynb #10ac5839
-def small_model(
-    **overrides: Any,  # settings that differ
-) -> SDPOConfig:
-    "Rich feedback for a model too weak to teach itself alone: nine tenths are GRPO's."
-    # The paper's lambda for Qwen3-0.6B. The policy's part is as verl's sdpo.yaml and user.yaml have it: advantages are
-    # centred and not scaled, and the upper clip is wider.
-    return paper_rich_feedback(**dict(hybrid_lambda=0.9, scale_rewards="none", epsilon_high=0.28) | overrides)
-
-# %% ../../nbs/16b_learn.config.ipynb #58dcdd49
-def colab_t4(
-    **overrides: Any,  # settings that differ
-) -> SDPOConfig:
-    "A small model with an adapter on a free T4, 16 GB; what it takes there is not measured yet."
-    # Decided: 16-bit floats that the card has in hardware, short answers without thinking, 8 questions x 4 attempts in
-    # a step, 2 rows in a pass. The teacher is a second adapter, which costs next to nothing; a full copy would not fit.
-    settings = dict(
-        fp16=True, bf16=False, per_device_train_batch_size=2, gradient_accumulation_steps=16, num_generations=4,
-        max_completion_length=512, max_reprompt_length=2048, distillation_topk=20, distillation_micro_batch_size=2,
-        learning_rate=1e-5, chat_template_kwargs={"enable_thinking": False}, logging_steps=1,
-    )
-    return SDPOConfig(**settings | overrides)
-
-# %% ../../nbs/16b_learn.config.ipynb #cddbeb75
-def demo(
-    **overrides: Any,  # settings that differ
-) -> SDPOConfig:
-    "The embedded demo: the settings of the loop, in the trainer's words."
-    steps = overrides.get("max_steps", 40)
-    settings = dict(
-        max_steps=steps, per_device_train_batch_size=64, gradient_accumulation_steps=1, num_generations=8, seed=0,
-        max_completion_length=20, alpha=1.0, support="full", environment_feedback_only_without_solution=False,
-        max_reprompt_length=None, learning_rate=6e-4, max_grad_norm=1.0,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": steps / 2, "decay_type": "linear"},
-        bf16=False, fp16=False, gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none",
-    )
-    return SDPOConfig(**settings | overrides)
