@@ -134,3 +134,9 @@ def test_importing_the_package_imports_nothing_heavy():
     heavy = "{'torch', 'trl', 'transformers', 'peft'}"
     code = f"import sys, sdpo_nb; dir(sdpo_nb); print({heavy} & set(sys.modules))"
     assert run(sys.executable, "-c", code) == "set()\n"
+
+
+def test_pages_hold_no_path_of_the_machine_that_ran_them():
+    for page in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()): assert "site-packages" not in json.dumps(output), page.name
