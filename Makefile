@@ -56,7 +56,7 @@ export: .venv/.dev  ## Write the package, its tests and the README from the note
 	@$(BIN)/python tools/make_readme.py
 
 run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
-	@$(QUIET) $(BIN)/nbdev-test --save --n-workers $(WORKERS)
+	@$(QUIET) MPLBACKEND=Agg PYTHONWARNINGS=ignore::FutureWarning $(BIN)/nbdev-test --save --n-workers $(WORKERS)
 	@$(BIN)/nbdev-clean
 
 docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else check that its pages can be made.
