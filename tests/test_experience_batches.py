@@ -20,7 +20,8 @@ from sdpo_nb.experience.feedback import judge_all
 from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.experience.batches import (
-    Row, frozen, merge, distinct, SIDES, Prompts, Batch, collate, Sequences, SHOWN, LOOKS, strip, picture, parts
+    Row, frozen, merge, distinct, SIDES, Prompts, Batch, collate, Sequences, SHOWN, LOOKS, strip, picture, parts,
+    portions
 )
 from cells import notebook_cell
 
@@ -438,6 +439,15 @@ def test_parts_of_a_batch_are_batches():
         texts = [[row.rollout.text for row in part] for part in parts(rows, 2)]
         test_eq(texts, [["ka", "so"], ["ka=Q so=Y", "ka=Q so=Y be=L"]])
         with expect_fail(ValueError, "at least 1 row, not 0"): list(parts(rows, 0))
+
+    # %% nbs/10_experience.batches.ipynb#491d16c9
+    with notebook_cell("nbs/10_experience.batches.ipynb", "491d16c9"):
+        told = [Row(attempt(text)) for text in ("ka=Q so=Y", "ka", "ka=Q so=Y be=L", "so")]
+        cut = collate(told, tokenizer)
+        opening, sizes = len(cut.student.ids[0]), cut.read_mask.sum(1).tolist()
+        test_eq([part.tolist() for part in portions(cut, opening + sum(sorted(sizes)[:3]))], [[1, 3, 0], [2]])
+        test_eq([part.tolist() for part in portions(cut, 2 * (opening + max(sizes)), is_shared=False)], [[1, 3], [0, 2]])
+        test_eq([[part.tolist() for part in portions(cut, tokens)] for tokens in (None, 1)], [[[0, 1, 2, 3]], [[1], [3], [0], [2]]])
 
     # %% nbs/10_experience.batches.ipynb#4aa35844
     with notebook_cell("nbs/10_experience.batches.ipynb", "4aa35844"):

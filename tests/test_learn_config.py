@@ -183,14 +183,15 @@ def test_the_parts_it_describes():
         refused("a parked copy reads where the student does", teacher_parked=True, teacher_device="cpu")
         refused("(errors is judge_errors)", judge_errors="shrug")
 
-    # %% nbs/16b_learn.config.ipynb#51a628f0
-    with notebook_cell("nbs/16b_learn.config.ipynb", "51a628f0"):
+    # %% nbs/16b_learn.config.ipynb#cc32008b
+    with notebook_cell("nbs/16b_learn.config.ipynb", "cc32008b"):
         refused("for 1 set enabled=False", hybrid_lambda=1.0)
         refused("teacher is one of ema, frozen, live", teacher="parrot")
         refused("teacher_dtype is one of float32", teacher_dtype="int8")
         refused("missing_teacher is one of error, afresh", missing_teacher="shrug")
         refused("aggregation is one of token-mean", aggregation="sum")
         refused("distillation_micro_batch_size is at least 1, not 0", distillation_micro_batch_size=0)
+        refused("tokens_per_pass is at least 1, not 0", tokens_per_pass=0)
         refused("success_buffer is at least 0", success_buffer=-1)
 
 
@@ -201,12 +202,13 @@ def test_what_cannot_stand_together():
             "Whether such a configuration is refused with these words."
             with expect_fail(ValueError, text): SDPOConfig(use_cpu=True, **settings)
 
-    # %% nbs/16b_learn.config.ipynb#92c72e59
-    with notebook_cell("nbs/16b_learn.config.ipynb", "92c72e59"):
+    # %% nbs/16b_learn.config.ipynb#fca2d1fa
+    with notebook_cell("nbs/16b_learn.config.ipynb", "fca2d1fa"):
         refused("distillation_topk=20 would have no effect: no words are left out", support="full", distillation_topk=20)
         refused("(its default is 100)", support="full", distillation_topk=20)
         refused("alpha 0 and 1 are KL divergences", normalised_jsd=True, alpha=0.0)
         refused("nothing pulls towards the base", keep_base_copy=True)
+        refused("GRPO's part reads every slice whole", tokens_per_pass=4096, hybrid_lambda=0.5)
         refused("no feedback is shown", include_environment_feedback=False, feedback_on_success=True)
         refused("no demonstration is shown", demonstration_sources=[], demonstration_choice="best")
         refused("no attempt is shown", attempt_template="You said {attempt}")

@@ -8,7 +8,7 @@ from sdpo_nb.experience.batches import Batch, Prompts
 from torch import Tensor
 from fastcore.test import test_close, test_eq
 from sdpo_nb.loss.objectives import AGGREGATIONS
-from sdpo_nb.learn.inputs import learned_mask, teacher_inputs, batch_of, TOKENS, counts, divisor_in, Slices
+from sdpo_nb.learn.inputs import learned_mask, teacher_inputs, batch_of, TOKENS, counts, divisor_in, Slices, dealt
 from cells import notebook_cell
 
 
@@ -118,6 +118,30 @@ def test_what_a_step_is_divided_by():
         means = {len(cut(size)): mean(cut(size)) for size in (12, 6, 4, 3)}
         for found in means.values(): test_close(found, means[1], eps=1e-6)
         means
+
+
+def test_rows_that_read_the_same_go_together():
+    # %% nbs/16c_learn.inputs.ipynb#a9f3272c
+    with notebook_cell("nbs/16c_learn.inputs.ipynb", "a9f3272c"):
+        def travelling():
+            learned = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0]])
+            made = dict(
+                prompt_ids=torch.tensor([[0, 5, 6], [7, 8, 9], [0, 5, 6], [7, 8, 9]]),
+                prompt_mask=torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]]),
+                completion_ids=torch.tensor([[1, 2, 0], [3, 4, 5], [1, 2, 0], [6, 0, 0]]), completion_mask=learned,
+                advantages=torch.tensor([0.5, 0.0, 0.5, -1.0]),
+            )
+            return made | teacher_inputs([[5, 6, 1, 2], [7, 8, 9], [5, 6, 1, 2], [7]], [True, False, True, True], made, pad_id=0)
+
+    # %% nbs/16c_learn.inputs.ipynb#15e416c1
+    with notebook_cell("nbs/16c_learn.inputs.ipynb", "15e416c1"):
+        inputs = travelling() | {"names": ["five", "seven", "five again", "silent"], "count": torch.tensor(4), "none": None}
+        inputs["self_distillation_mask"] = torch.tensor([True, True, True, False])
+        halves = [{name: x if name in ("count", "none") else x[i : i + 2] for name, x in inputs.items()} for i in (0, 2)]
+        again = dealt(halves, 2)
+        test_eq([part["names"] for part in again], [["five", "five again"], ["seven", "silent"]])
+        test_eq([part["completion_ids"].tolist() for part in again], [[[1, 2, 0], [1, 2, 0]], [[3, 4, 5], [6, 0, 0]]])
+        test_eq((again[0]["count"].item(), again[0]["none"], [part["names"] for part in dealt(halves, 1)][0]), (4, None, ["five", "seven"]))
 
 
 def test_what_we_have():

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.experience.batches import Batch, Prompts, Sequences
+from sdpo_nb.experience.batches import Batch, Prompts
 from sdpo_nb.learn.reading import continued, head_of, undressed
+from sdpo_nb.learn.trees import Sight, laid_out
 from sdpo_nb.loss.fused import Head
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from sdpo_nb.experience.feedback import judge_all
 from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.learn.reading import read_hidden
+from sdpo_nb.learn.trees import sight_of
 from sdpo_nb.loss.objectives import read_logps, token_logps
 from sdpo_nb.learn.inside import Inside, open_up, in_place_of, untouched, read_inside, is_sliced, read_states
 from cells import notebook_cell
@@ -73,19 +75,22 @@ def test_one_pass_of_the_student():
         )
         batch = collate([Row(*pair) for pair in zip(rollouts, views)], tokenizer)
 
-    # %% nbs/13b_learn.inside.ipynb#f9dfd927
-    with notebook_cell("nbs/13b_learn.inside.ipynb", "f9dfd927"):
+    # %% nbs/13b_learn.inside.ipynb#7d959bf0
+    with notebook_cell("nbs/13b_learn.inside.ipynb", "7d959bf0"):
         def trained(model, run):
             model.zero_grad()
-            weights = torch.linspace(0.5, 1.5, batch.completion_ids.numel()).view(batch.completion_ids.shape)
+            weights = torch.linspace(0.5, 1.5, batch.completion_ids.numel()).view(batch.completion_ids.shape) * batch.read_mask
             loss = run(lambda hidden, head: (token_logps(read_logps(head.logits(hidden)), batch.completion_ids) * weights).sum())
             loss.backward()
             return loss.item(), torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
 
         def gap(model, wrapped):
-            plain = trained(model, lambda then: then(read_hidden(model, batch.student, batch), head_of(undressed(model))))
-            ours = trained(model, lambda then: read_inside(wrapped, batch.student, batch, then))
-            return max((ours[1] - plain[1]).abs().max().item() / plain[1].abs().max().item(), abs(ours[0] / plain[0] - 1))
+            "Between the decoder's way and ours, row by row and as a tree."
+            plain, gaps = trained(model, lambda then: then(read_hidden(model, batch.student, batch), head_of(undressed(model)))), []
+            for sight in (None, sight_of(model)):
+                ours = trained(model, lambda then: read_inside(wrapped, batch.student, batch, then, sight))
+                gaps += [((ours[1] - plain[1]).abs().max() / plain[1].abs().max()).item(), abs(ours[0] / plain[0] - 1)]
+            return max(gaps)
 
         open_up(model)
         gaps = {"plain": gap(model, model)}
@@ -112,12 +117,12 @@ def test_one_pass_of_the_teacher():
         )
         batch = collate([Row(*pair) for pair in zip(rollouts, views)], tokenizer)
 
-    # %% nbs/13b_learn.inside.ipynb#b8cc6cf9
-    with notebook_cell("nbs/13b_learn.inside.ipynb", "b8cc6cf9"):
+    # %% nbs/13b_learn.inside.ipynb#19476647
+    with notebook_cell("nbs/13b_learn.inside.ipynb", "19476647"):
         open_up(model)
         expected = read_hidden(model, batch.teacher, batch)
-        for is_shared in (True, False):
-            hidden, head = read_states(model, batch.teacher, batch, is_shared)
+        for how in ((True, None), (True, sight_of(model)), (False, None)):
+            hidden, head = read_states(model, batch.teacher, batch, *how)
             test_eq(((hidden - expected).abs().amax(-1) * batch.read_mask).max().item() < 1e-5, True)
             test_eq((hidden.requires_grad, head.weight is model.lm_head.weight), (False, True))
 

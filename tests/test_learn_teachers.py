@@ -16,6 +16,7 @@ from sdpo_nb.experience.rollouts import GenerateSampler, Sampler, Sampling, samp
 from sdpo_nb.learn.inside import read_states
 from sdpo_nb.learn.reading import read_shared
 from sdpo_nb.learn.selves import FullCopy, Keeping, SecondSelf, gathered, put, second_self, unwrapped, whole
+from sdpo_nb.learn.trees import Sight
 from sdpo_nb.loss.fused import Head
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ from sdpo_nb.core.demo import DEMO, Codebook, load_demo
 from sdpo_nb.core.records import Rollout, Task
 from sdpo_nb.experience.batches import Row, collate
 from sdpo_nb.learn.inside import open_up
+from sdpo_nb.learn.trees import sight_of
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from sdpo_nb.learn.teachers import (
@@ -152,12 +154,12 @@ def test_frozen():
         for teacher in teachers: teacher.update("rollout"); test_close(teacher.read(prompts, batch), before, eps=1e-6)
         with expect_fail(ValueError, "use Frozen()"): Frozen(of="base").attach(student())
 
-    # %% nbs/14b_learn.teachers.ipynb#7134d6e2
-    with notebook_cell("nbs/14b_learn.teachers.ipynb", "7134d6e2"):
+    # %% nbs/14b_learn.teachers.ipynb#75b47b29
+    with notebook_cell("nbs/14b_learn.teachers.ipynb", "75b47b29"):
         (prompts, batch), fixed = batch_of((4, 5), (6, 7)), Frozen().attach(student())
         open_up(fixed.second.model)
-        for is_shared, rows in ((True, None), (False, 1)):
-            (hidden, head, share), = fixed.states(prompts, batch, is_shared, rows)
+        for how in ((True, None), (False, 1), (True, 1, sight_of(fixed.student))):
+            (hidden, head, share), = fixed.states(prompts, batch, *how)
             test_close(head.logits(hidden), fixed.read(prompts, batch), eps=1e-5)
             test_eq(share, 1.0)
 

@@ -489,6 +489,6 @@ def test_where_a_copy_lives_and_in_which_precision(tmp_path: Path):
         assert {weight.dtype for weight in trainer.ref_model.parameters()} == {getattr(torch, dtype)}
         found = learned(trainer)
         assert found[0] == pytest.approx(expected[0], rel=1e-5 if dtype == "float64" else 0.05)
-        assert found[-1] < 0.75 * found[0]
+        assert found[-1] < 0.8 * found[0]
     with pytest.raises(ValueError, match="teacher_parked"):
         hosted(tmp_path, tiny(), lora={}, teacher_parked=True)

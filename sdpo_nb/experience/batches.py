@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/experience.batches.html.md"""
 
 # %% auto #0
 __all__ = ['SIDES', 'SHOWN', 'LOOKS', 'Row', 'frozen', 'merge', 'distinct', 'Prompts', 'Batch', 'collate', 'Sequences', 'strip',
-           'picture', 'parts']
+           'picture', 'parts', 'portions']
 
 # %% ../../nbs/10_experience.batches.ipynb #6970fab0
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -339,3 +339,26 @@ def parts(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].rollout.prompt_ids) + answers[i])
     for start in range(0, len(order), size):
         yield [rows[i] for i in sorted(order[start : start + size], key=lambda i: (answers[i], i))]
+
+# %% ../../nbs/10_experience.batches.ipynb #1d7e8d40
+def portions(
+    batch: Batch,  # at least one row
+    tokens: int | None,  # that the student reads at once; None: all there are
+    is_shared: bool = True,  # each different prompt once, and no padding
+) -> list[Tensor]:  # the rows of each portion
+    "Cut a batch so that each portion has at most so many tokens, or one row."
+    if tokens is None: return [torch.arange(len(batch.weights))]
+    starts = batch.student.index.tolist()
+    opening = batch.student.mask.sum(1)[batch.student.index].tolist()
+    own = batch.read_mask.sum(1).tolist()
+    by = (lambda i: (starts[i], own[i])) if is_shared else (lambda i: opening[i] + own[i])
+    found, size = [], 0
+    for row in sorted(range(len(own)), key=by):
+        if is_shared: grown = size + own[row] + opening[row] * (not found or starts[row] != starts[found[-1][-1]])
+        else: grown = (opening[row] + own[row]) * (1 + len(found[-1]) if found else 1)  # the widest so far
+        if not found or grown > tokens:
+            found.append([])
+            grown = opening[row] + own[row]
+        found[-1].append(row)
+        size = grown
+    return [torch.tensor(rows) for rows in found]

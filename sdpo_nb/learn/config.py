@@ -173,7 +173,7 @@ def refuse(
         given, reason = getattr(config, name), why if isinstance(why, str) else why[name]
         raise ValueError(f"{name}={given!r} would have no effect: {reason} (its default is {default!r})")
 
-# %% ../../nbs/16b_learn.config.ipynb #c6bbc337
+# %% ../../nbs/16b_learn.config.ipynb #970e64c2
 EFFECTS: tuple[tuple[tuple[str, ...], Callable[["SDPOConfig"], bool], str], ...] = (  # settings, when they matter
     (("distillation_topk", "distillation_add_tail"), lambda c: c.objective.is_topk,
      "no words are left out; set support to student_topk or teacher_topk, or leave it out"),
@@ -181,6 +181,8 @@ EFFECTS: tuple[tuple[tuple[str, ...], Callable[["SDPOConfig"], bool], str], ...]
      "alpha 0 and 1 are KL divergences; set alpha between them, or leave it out"),
     (("keep_base_copy",), lambda c: c.kl_to_base > 0,
      "nothing pulls towards the base; set kl_to_base, or leave it out"),
+    (("tokens_per_pass",), lambda c: not c.is_hybrid,
+     "GRPO's part reads every slice whole; lower per_device_train_batch_size, or leave it out"),
     (("feedback_template", "cut_feedback", "feedback_on_success", "environment_feedback_only_without_solution"),
      lambda c: c.include_environment_feedback,
      "no feedback is shown; set include_environment_feedback, or leave it out"),
@@ -223,7 +225,7 @@ def setting(
     if isinstance(default, list): return field(default_factory=lambda: list(default), metadata=about)
     return field(default=default, metadata=about)
 
-# %% ../../nbs/16b_learn.config.ipynb #520d7f0a
+# %% ../../nbs/16b_learn.config.ipynb #7f69e41d
 YAML = "verl's actor.yaml"
 
 
@@ -328,8 +330,12 @@ class SDPOConfig(GRPOConfig):
     distillation_micro_batch_size: int | None = setting(
         None, "Rows that the teacher reads at once; unset, as many as the student.",
         "us, because fewer only save memory")
+    tokens_per_pass: int | None = setting(
+        None, "Tokens that the student reads at once, of the rows of a slice; unset, all of them.",
+        "us, because fewer only save memory")
     share_prompts: bool = setting(
-        True, "Read the prompt of a group once.", "us, because the numbers are the same within rounding")
+        True, "Read what attempts begin with once, and attempts at one prompt together.",
+        "us, because the numbers are the same within rounding")
     merge_duplicates: bool = setting(
         True, "Read equal attempts once.", "us, because the numbers are the same within rounding")
     fused_loss: bool = setting(
@@ -367,7 +373,10 @@ class SDPOConfig(GRPOConfig):
         "Refuse what is wrong by itself, and what contradicts something else."
         if not 0 <= self.hybrid_lambda < 1:
             raise ValueError(f"hybrid_lambda is from 0 to below 1, not {self.hybrid_lambda}; for 1 set enabled=False")
-        counts = dict(success_buffer=0, dead_signal_steps=0, teacher_pass_rate_every=0, distillation_micro_batch_size=1)
+        counts = dict(
+            success_buffer=0, dead_signal_steps=0, teacher_pass_rate_every=0, distillation_micro_batch_size=1,
+            tokens_per_pass=1,
+        )
         for name, least in counts.items():
             value = getattr(self, name)
             if value is not None and value < least: raise ValueError(f"{name} is at least {least}, not {value}")

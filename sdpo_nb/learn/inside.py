@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.inside.html.md"""
 # %% auto #0
 __all__ = ['Inside', 'open_up', 'in_place_of', 'untouched', 'read_inside', 'is_sliced', 'read_states']
 
-# %% ../../nbs/13b_learn.inside.ipynb #3ce3c32e
+# %% ../../nbs/13b_learn.inside.ipynb #f39682a9
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -16,8 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ..experience.batches import Batch, Prompts, Sequences
+from ..experience.batches import Batch, Prompts
 from .reading import continued, head_of, undressed
+from .trees import Sight, laid_out
 from ..loss.fused import Head
 from torch import Tensor
 
@@ -70,15 +71,16 @@ def untouched(
         for part, forward in over.items():
             if forward is not None: part.forward = forward
 
-# %% ../../nbs/13b_learn.inside.ipynb #8ffa07a9
+# %% ../../nbs/13b_learn.inside.ipynb #55981db2
 def read_inside(
     model: "PreTrainedModel",  # opened up, perhaps wrapped afterwards
     prompts: Prompts,  # the student's or the teacher's
     batch: Batch,  # the attempts
     then: Callable[[Tensor, Head], Any],  # is given [B, T, H] and the head; what it returns comes out
+    sight: Sight | None = None,  # of the model, to read what begins alike once
 ) -> Any:
     "What somebody makes of hidden states at every token of the attempts."
-    laid = Sequences.of(prompts, batch)
+    laid = laid_out(prompts, batch, sight)
     inside = lambda base, hidden, memory: then(laid.before_attempts(hidden), head_of(base))
     return model(laid.ids, **laid.places, use_cache=False, inside=inside)
 
@@ -92,13 +94,14 @@ def is_sliced(
 
     return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
 
-# %% ../../nbs/13b_learn.inside.ipynb #bd76a74e
+# %% ../../nbs/13b_learn.inside.ipynb #8dcc3ab1
 @torch.no_grad()
 def read_states(
     model: "PreTrainedModel",  # opened up
     prompts: Prompts,  # what it reads first
     batch: Batch,  # the attempts
     is_shared: bool = True,  # read each different prompt once
+    sight: Sight | None = None,  # of the model, to read what begins alike once
 ) -> tuple[Tensor, Head]:  # [B, T, H], and what makes logits of it
     "Hidden states at every token of the attempts, without gradient."
     heads, sliced = [], is_sliced(model)
@@ -113,8 +116,8 @@ def read_states(
         model(ids, **kwargs, inside=look)
         return found[0]
 
-    hidden = continued(partial(run, use_cache=True), prompts, batch) if is_shared else None
+    hidden = continued(partial(run, use_cache=True), prompts, batch) if is_shared and not sight else None
     if hidden is None:
-        laid = Sequences.of(prompts, batch)
+        laid = laid_out(prompts, batch, sight if is_shared else None)
         hidden = laid.before_attempts(run(laid.ids, **laid.places, use_cache=False)[0])
     return hidden, heads[0]

@@ -8,7 +8,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.teachers.html.md"""
 __all__ = ['Reading', 'MOMENTS', 'Record', 'NARROW', 'check_moment', 'moved', 'Teacher', 'Live', 'Frozen', 'EMA', 'TrustRegion',
            'Restart']
 
-# %% ../../nbs/14b_learn.teachers.ipynb #a30fbe62
+# %% ../../nbs/14b_learn.teachers.ipynb #5617d643
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -27,6 +27,7 @@ from ..experience.rollouts import GenerateSampler, Sampler, Sampling, sampler_fo
 from .inside import read_states
 from .reading import read_shared
 from .selves import FullCopy, Keeping, SecondSelf, gathered, put, second_self, unwrapped, whole
+from .trees import Sight
 from ..loss.fused import Head
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def moved(
         elif is_dataclass(part): parts[name] = moved(part, device)
     return replace(record, **parts)
 
-# %% ../../nbs/14b_learn.teachers.ipynb #5ec2bc4c
+# %% ../../nbs/14b_learn.teachers.ipynb #c0b9fb2a
 class Teacher(ABC):
     "Who reads the attempts again."
 
@@ -131,6 +132,7 @@ class Teacher(ABC):
         batch: Batch,  # the attempts
         is_shared: bool = True,  # read each different prompt once
         rows_per_pass: int | None = None,  # rows in one forward pass; None: all
+        sight: Sight | None = None,  # of its models, to read what begins alike once
     ) -> list[tuple[Tensor, Head, float]]:  # [B, T, H], what makes logits of it, and the share, of each reader
         "The same before it becomes logits, where its models were opened up."
         self.check_attached()
@@ -139,7 +141,7 @@ class Teacher(ABC):
         for reading, share in self.readings():
             with reading() as reader:
                 parts = [(prompts.take(part), batch.take(part)) for part in rows.split(rows_per_pass or max(1, len(rows)))]
-                read = [read_states(reader, *(moved(one, reader.device) for one in part), is_shared) for part in parts]
+                read = [read_states(reader, *(moved(x, reader.device) for x in part), is_shared, sight) for part in parts]
             hiddens, (head, *_) = zip(*read)
             found.append((torch.cat(hiddens).to(device), moved(head, device), share))
         return found

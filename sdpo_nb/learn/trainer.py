@@ -7,8 +7,9 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.trainer.html.md"""
 # %% auto #0
 __all__ = ['FIXED', 'Follow', 'SDPOTrainer']
 
-# %% ../../nbs/17_learn.trainer.ipynb #96167fb9
+# %% ../../nbs/17_learn.trainer.ipynb #a8df505f
 import json
+import math
 import time
 import warnings
 from collections import Counter
@@ -21,12 +22,14 @@ import torch
 from .checkpoints import check_settings
 from .config import in_our_words
 from .hosting import last_whole_checkpoint
-from .inputs import Slices, batch_of, counts, divisor_in
+from .inputs import Slices, batch_of, counts, dealt, divisor_in
 from .inside import read_inside
 from .measures import peak_memory
 from .reading import read
 from .selves import unwrapped, whole
 from .taught import TaughtTrainer
+from .trees import sight_of
+from ..experience.batches import Batch, portions
 from ..loss.distillation import COUNTS
 from ..loss.fused import Head
 from ..loss.objectives import hybrid_loss
@@ -50,7 +53,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #e1d542da
+# %% ../../nbs/17_learn.trainer.ipynb #c8958578
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -66,6 +69,14 @@ class SDPOTrainer(TaughtTrainer):
     def bring_teacher(self) -> None:
         "Put the teacher beside the student; nothing has happened yet."
         super().bring_teacher()
+        args, is_sharded = self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if args.tokens_per_pass and is_sharded:
+            raise ValueError(
+                "processes that share weights must read in step, so tokens_per_pass cannot cut their slices; "
+                "lower per_device_train_batch_size, or leave it out"
+            )
+        self.shares = args.share_prompts and self.side == "left"
+        self.sight = sight_of(unwrapped(self.model)) if self.shares and self.reads_states else None
         self._last_look, self._scale, self._window_alive = None, None, 0.0
         self.slices, self._window_start, self._has_moved, self._rollouts_done, self._silent = None, None, False, 0, 0
         self.add_callback(Follow(self.follow))
@@ -75,10 +86,13 @@ class SDPOTrainer(TaughtTrainer):
         if isinstance(generation_batch, Mapping) and "self_distillation_mask" in generation_batch: return generation_batch
         inputs = super()._prepare_inputs(generation_batch)
         if not (self.args.enabled and self.model.training): return inputs
-        if self.slices is None or self.slices.parts is not self._buffered_inputs:
-            self.weigh()
-            self.listen()
-        return inputs
+        if self.slices is not None and self.slices.parts is self._buffered_inputs: return inputs
+        if self.shares and not self.args.is_hybrid:  # GRPO's loss may depend on the cut
+            together = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
+            self._buffered_inputs = dealt(self._buffered_inputs, together)
+        self.weigh()
+        self.listen()
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def weigh(self) -> None:
         "Count what every slice of the generation batch has to say."
@@ -131,27 +145,37 @@ class SDPOTrainer(TaughtTrainer):
         return hybrid_loss(policy, loss, 1 - self.args.hybrid_lambda)
 
     def distillation_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        "The teacher reads the rows that have a signal, the student reads them, and the loss compares."
+        "The rows that have a signal are compared, all but the last portion of them at once with their backward pass."
         if not self.has_to_read(inputs): return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        args, divisor = self.args, self.divisor_of(inputs)
-        batch = batch_of(inputs, args.merge_duplicates, self.side)
+        divisor, batch = self.divisor_of(inputs), batch_of(inputs, self.args.merge_duplicates, self.side)
+        *first, last = portions(batch, self.args.tokens_per_pass, self.sight is not None)
+        before = torch.zeros((), device=self.accelerator.device)
+        for rows in first:
+            with self.accelerator.no_sync(model):
+                loss = self.compared(model, batch.take(rows), divisor)
+                if loss.requires_grad: self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+            before += loss.detach()
+        return before + self.compared(model, batch.take(last) if first else batch, divisor)
+
+    def compared(self, model: Any, batch: Batch, divisor: Tensor) -> Tensor:
+        "The teacher reads a batch, the student reads it, and the loss compares."
         if not self.reads_states:
             with self.clock("teacher"): told = self.teacher.read(batch.teacher, batch)
             with self.clock("student"): result = self.method.loss(read(model, batch.student, batch), told, batch, divisor)
             self.measure(result.metrics)
             return result.loss
-        is_shared = args.share_prompts and self.side == "left"
         with self.clock("teacher"):
-            told = self.teacher.states(batch.teacher, batch, is_shared, args.distillation_micro_batch_size)
+            at_once = self.args.distillation_micro_batch_size
+            told = self.teacher.states(batch.teacher, batch, self.shares, at_once, self.sight)
 
-        def compared(hidden: Tensor, head: Head) -> Tensor:
-            is_narrow = torch.is_autocast_enabled(hidden.device.type) and not args.cast_lm_head_to_fp32
+        def compare(hidden: Tensor, head: Head) -> Tensor:
+            is_narrow = torch.is_autocast_enabled(hidden.device.type) and not self.args.cast_lm_head_to_fp32
             with torch.autocast(hidden.device.type, enabled=is_narrow):
                 result = self.method.loss_of_states(hidden, head, told, batch, divisor)
             self.measure(result.metrics)
             return result.loss
 
-        with self.clock("student"): return read_inside(model, batch.student, batch, compared)
+        with self.clock("student"): return read_inside(model, batch.student, batch, compare, self.sight)
 
     def has_to_read(self, inputs: Mapping[str, Any]) -> bool:
         "Whether this slice has something to say somewhere, or others wait for its gradient."
