@@ -4,8 +4,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING
 import torch
+from sdpo_nb.core.models import modules_of
 from sdpo_nb.core.records import AdapterRef
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -14,7 +16,8 @@ from fastcore.test import expect_fail, test_close, test_eq
 from peft import IA3Config, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from sdpo_nb.core.adapters import (
-    add_adapter, adapter_weights, as_it_was, copy_adapter, follow, average_adapter, using_adapter, merge_adapter
+    add_adapter, Place, adapter_places, adapter_weights, as_it_was, copy_adapter, handfuls, follow, average_adapter,
+    switches, using_adapter, merge_adapter
 )
 from cells import notebook_cell
 
@@ -66,6 +69,14 @@ def test_a_second_adapter_starts_where_the_first_one_stands():
 
         ids = torch.arange(6)[None]
         untouched = base()(ids).logits.detach()
+
+    # %% nbs/03_core.adapters.ipynb#acce3946
+    with notebook_cell("nbs/03_core.adapters.ipynb", "acce3946"):
+        narrow, wide = [torch.rand(n).bfloat16() for n in (3, 2**21, 5)], [torch.zeros(n) for n in (3, 2**21, 5)]
+        test_eq([len(some) for some, _ in handfuls(wide, narrow)], [2, 1, 1])
+        one_by_one = [a.clone().lerp_(b.float(), 0.05) for a, b in zip(wide, narrow)]
+        follow(wide, narrow, 0.05)
+        test_eq(all(map(torch.equal, wide, one_by_one)), True)
 
     # %% nbs/03_core.adapters.ipynb#48b3af5b
     with notebook_cell("nbs/03_core.adapters.ipynb", "48b3af5b"):
@@ -159,8 +170,8 @@ def test_switching_is_a_promise_to_switch_back():
         test_eq({weight.requires_grad for weight in adapter_weights(model, "student").values()}, {True})
         test_eq({weight.requires_grad for weight in adapter_weights(model, "teacher").values()}, {False})
 
-    # %% nbs/03_core.adapters.ipynb#6132f329
-    with notebook_cell("nbs/03_core.adapters.ipynb", "6132f329"):
+    # %% nbs/03_core.adapters.ipynb#f90a47a4
+    with notebook_cell("nbs/03_core.adapters.ipynb", "f90a47a4"):
         model, _ = add_adapter(base(), rank=4)
         for key, weight in model.named_parameters():
             if "lora_B" in key: torch.nn.init.normal_(weight)
@@ -169,15 +180,32 @@ def test_switching_is_a_promise_to_switch_back():
         for weight in adapter_weights(model, "teacher").values(): torch.nn.init.normal_(weight)
         trained = lambda: {key for key, weight in model.named_parameters() if weight.requires_grad}
         before, said = trained(), lambda: model(ids).logits.detach()
-        with using_adapter(model, "teacher"): teacher = said(); test_eq(trained(), set())
+        with using_adapter(model, "teacher"): teacher = said(); test_eq(trained(), before)
         with using_adapter(model, None):
             with using_adapter(model, "teacher"): test_close(said(), teacher)
             test_close(said(), untouched, eps=1e-6)
         with using_adapter(model, "teacher"):
             with using_adapter(model, None): pass
             with using_adapter(model, "student"): pass
-            test_close(said(), teacher); test_eq(trained(), set())
+            test_close(said(), teacher); test_eq(model.active_adapter, "teacher")
         test_eq((trained(), len(before)), (before, 14))
+
+    # %% nbs/03_core.adapters.ipynb#ec754da4
+    with notebook_cell("nbs/03_core.adapters.ipynb", "ec754da4"):
+        model, _ = add_adapter(base(), rank=4, whole=["lm_head"])
+        copy_adapter(model, "student", "teacher")
+        for name in ("student", "teacher"):
+            for weight in adapter_weights(model, name).values(): torch.nn.init.normal_(weight)
+        said = lambda: model(ids).logits.detach()
+        with using_adapter(model, "teacher"): teacher = said()
+        with using_adapter(model, None): silent = said()
+        student = said()
+        with as_it_was(model): model.set_adapter("teacher"); test_eq(torch.equal(said(), teacher), True)
+        with model.disable_adapter(): test_eq(torch.equal(said(), silent), True)
+        test_eq([torch.equal(student, other) for other in (said(), teacher, silent)], [True, False, False])
+        with expect_fail(ValueError, "it has ['student', 'teacher']"), using_adapter(model, "other"): pass
+        model.merge_adapter()
+        with expect_fail(ValueError, "unmerge it first"), using_adapter(model, None): pass
 
     # %% nbs/03_core.adapters.ipynb#2ecaf1ac
     with notebook_cell("nbs/03_core.adapters.ipynb", "2ecaf1ac"):

@@ -2,6 +2,7 @@
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from sdpo_nb.core.models import (
     need, pick_device, pick_dtype, load_model, check_tokenizer, check_parts, render, context_length, check_fits, pad,
-    positions, reshard, as_reader, seeded
+    positions, modules_of, reshard, as_reader, seeded
 )
 from cells import notebook_cell
 
@@ -227,6 +228,10 @@ def test_a_reader_has_no_gradient_and_no_dice():
             max_position_embeddings=16,
         ))
         greeting = [{"role": "user", "content": "hello world"}]
+
+    # %% nbs/02_core.models.ipynb#3de3dc2f
+    with notebook_cell("nbs/02_core.models.ipynb", "3de3dc2f"):
+        test_eq({id(module) for module in modules_of(model)}, {id(module) for module in model.modules()})
 
     # %% nbs/02_core.models.ipynb#48e30aef
     with notebook_cell("nbs/02_core.models.ipynb", "48e30aef"):

@@ -6,15 +6,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 import torch
-from sdpo_nb.core.adapters import adapter_weights, as_it_was, copy_adapter, follow, using_adapter
+from sdpo_nb.core.adapters import adapter_places, as_it_was, copy_adapter, follow, handfuls, using_adapter
 from sdpo_nb.core.models import as_reader, need
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from peft import PeftModel
 from transformers import PreTrainedModel
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from peft import LoraConfig, get_peft_model_state_dict
-from sdpo_nb.core.adapters import add_adapter
+from sdpo_nb.core.adapters import adapter_weights, add_adapter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from sdpo_nb.learn.selves import (

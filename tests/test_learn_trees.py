@@ -18,8 +18,8 @@ from cells import notebook_cell
 
 
 def test_each_beginning_stands_once():
-    # %% nbs/13a_learn.trees.ipynb#2c9862c7
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "2c9862c7"):
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
         def batch_of_lines(prompts, answers):
             "Prompts by their place, and answers as (place of the prompt, tokens)."
             index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
@@ -29,6 +29,10 @@ def test_each_beginning_stands_once():
             read = Prompts.of([prompts[place] for place in index], pad_id=0)
             return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
 
+        small = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, pad_token_id=0,
+        )
         question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
         batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
 
@@ -43,8 +47,8 @@ def test_each_beginning_stands_once():
 
 
 def test_a_tree_that_is_too_wide_is_two():
-    # %% nbs/13a_learn.trees.ipynb#2c9862c7
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "2c9862c7"):
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
         def batch_of_lines(prompts, answers):
             "Prompts by their place, and answers as (place of the prompt, tokens)."
             index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
@@ -54,6 +58,10 @@ def test_a_tree_that_is_too_wide_is_two():
             read = Prompts.of([prompts[place] for place in index], pad_id=0)
             return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
 
+        small = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, pad_token_id=0,
+        )
         question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
         batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
 
@@ -71,8 +79,8 @@ def test_a_tree_that_is_too_wide_is_two():
 
 
 def test_who_sees_whom_in_a_model_s_own_words():
-    # %% nbs/13a_learn.trees.ipynb#2c9862c7
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "2c9862c7"):
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
         def batch_of_lines(prompts, answers):
             "Prompts by their place, and answers as (place of the prompt, tokens)."
             index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
@@ -82,6 +90,10 @@ def test_who_sees_whom_in_a_model_s_own_words():
             read = Prompts.of([prompts[place] for place in index], pad_id=0)
             return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
 
+        small = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, pad_token_id=0,
+        )
         question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
         batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
 
@@ -98,8 +110,8 @@ def test_who_sees_whom_in_a_model_s_own_words():
 
 
 def test_a_forest_is_read_like_a_batch():
-    # %% nbs/13a_learn.trees.ipynb#2c9862c7
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "2c9862c7"):
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
         def batch_of_lines(prompts, answers):
             "Prompts by their place, and answers as (place of the prompt, tokens)."
             index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
@@ -109,11 +121,16 @@ def test_a_forest_is_read_like_a_batch():
             read = Prompts.of([prompts[place] for place in index], pad_id=0)
             return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
 
+        small = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, pad_token_id=0,
+        )
         question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
         batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
 
-    # %% nbs/13a_learn.trees.ipynb#30524bbe
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "30524bbe"):
+    # %% nbs/13a_learn.trees.ipynb#58e0ccce
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "58e0ccce"):
+        sight = Sight("sdpa", frozenset({"full_attention"}), 0, torch.float32, 64)
         forest = Forest.of(batch.student, batch, sight)
         test_eq(forest.ids.tolist(), [[11, 12, 13, 14, 15, 16, 5, 6, 8, 23, 24, 8, 6]])
         test_eq(forest.index.tolist(), [[5, 6, 7, 0], [10, 11, 0, 0], [5, 6, 7, 8], [5, 0, 0, 0], [10, 11, 12, 0]])
@@ -136,8 +153,8 @@ def test_a_forest_is_read_like_a_batch():
 
 
 def test_the_plain_way_agrees():
-    # %% nbs/13a_learn.trees.ipynb#2c9862c7
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "2c9862c7"):
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
         def batch_of_lines(prompts, answers):
             "Prompts by their place, and answers as (place of the prompt, tokens)."
             index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
@@ -147,16 +164,16 @@ def test_the_plain_way_agrees():
             read = Prompts.of([prompts[place] for place in index], pad_id=0)
             return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
 
-        question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
-        batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
-
-    # %% nbs/13a_learn.trees.ipynb#d2d46091
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "d2d46091"):
-        torch.manual_seed(0)
         small = dict(
             vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             head_dim=8, pad_token_id=0,
         )
+        question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
+        batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
+
+    # %% nbs/13a_learn.trees.ipynb#78d49087
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "78d49087"):
+        torch.manual_seed(0)
         slides = dict(use_sliding_window=True, layer_types=["sliding_attention", "full_attention"], sliding_window=4)
 
         def far(name, way=None, **settings):
@@ -180,8 +197,8 @@ def test_the_plain_way_agrees():
 
 
 def test_others_are_left_in_peace():
-    # %% nbs/13a_learn.trees.ipynb#2c9862c7
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "2c9862c7"):
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
         def batch_of_lines(prompts, answers):
             "Prompts by their place, and answers as (place of the prompt, tokens)."
             index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
@@ -191,6 +208,10 @@ def test_others_are_left_in_peace():
             read = Prompts.of([prompts[place] for place in index], pad_id=0)
             return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
 
+        small = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, pad_token_id=0,
+        )
         question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
         batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
 

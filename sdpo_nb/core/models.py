@@ -6,12 +6,13 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.models.html.md"""
 
 # %% auto #0
 __all__ = ['need', 'pick_device', 'pick_dtype', 'load_model', 'check_tokenizer', 'check_parts', 'render', 'context_length',
-           'check_fits', 'pad', 'positions', 'reshard', 'as_reader', 'seeded']
+           'check_fits', 'pad', 'positions', 'modules_of', 'reshard', 'as_reader', 'seeded']
 
-# %% ../../nbs/02_core.models.ipynb #7e9ef6c4
+# %% ../../nbs/02_core.models.ipynb #6f405909
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,7 @@ def check_fits(
             f"a prompt of {longest} tokens and an answer of {room} do not fit the model's context of {limit}; {mend}"
         )
 
-# %% ../../nbs/02_core.models.ipynb #33213aa9
+# %% ../../nbs/02_core.models.ipynb #9f3b60e1
 def pad(
     rows: Sequence[Sequence[float]],  # of any lengths
     value: float,  # what fills the gaps
@@ -151,14 +152,11 @@ def pad(
     dtype: torch.dtype = torch.long,  # of the result
 ) -> tuple[torch.Tensor, torch.Tensor]:  # the padded rows, and a mask that is 1 where they are real
     "Stack rows of different lengths into one tensor and its mask."
-    width = max(map(len, rows), default=0)
-    out = torch.full((len(rows), width), value, dtype=dtype)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if side == "left" else slice(len(row))
-        out[i, where] = torch.tensor(row, dtype=dtype)
-        mask[i, where] = 1
-    return out, mask
+    width, lengths = max(map(len, rows), default=0), torch.tensor([*map(len, rows)], dtype=torch.long)[:, None]
+    is_real = torch.arange(width) >= width - lengths if side == "left" else torch.arange(width) < lengths
+    out = torch.full(is_real.shape, value, dtype=dtype)
+    out[is_real] = torch.tensor([*chain.from_iterable(rows)], dtype=dtype)  # in one: each costs microseconds
+    return out, is_real.long()
 
 # %% ../../nbs/02_core.models.ipynb #707f840b
 def positions(
@@ -167,28 +165,37 @@ def positions(
     "The place of each real token in its row; padding on the left counts nothing."
     return (mask_BP.cumsum(1) - 1).clamp(min=0)
 
-# %% ../../nbs/02_core.models.ipynb #2854e8be
+# %% ../../nbs/02_core.models.ipynb #87d56d95
+def modules_of(
+    model: torch.nn.Module,  # any
+) -> list[torch.nn.Module]:  # one that stands in two places twice
+    "A model and all its parts, in a quarter of the time of `modules()`, which makes a name for each."
+    found = [model]
+    for module in found: found.extend(part for part in module._modules.values() if part is not None)
+    return found
+
+# %% ../../nbs/02_core.models.ipynb #b55a3165
 def reshard(
     model: "PreTrainedModel",  # perhaps sharded by FSDP2
 ) -> None:
     "Leave each process with its slice again; without a backward pass FSDP2 would wait for one, and keep it all."
     from torch.distributed.fsdp import FSDPModule
 
-    for module in model.modules():
+    for module in modules_of(model):
         if isinstance(module, FSDPModule): module.reshard()
 
-# %% ../../nbs/02_core.models.ipynb #e05e0230
+# %% ../../nbs/02_core.models.ipynb #891099e1
 @contextmanager
 def as_reader(
     model: "PreTrainedModel",  # perhaps in training
 ) -> Iterator["PreTrainedModel"]:
     "Let a model read without gradient and without dropout."
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = [module for module in modules_of(model) if module.training]
+    for module in training: object.__setattr__(module, "training", False)  # its own setter looks for tensors
     try:
         with torch.no_grad(): yield model
     finally:
-        for module in training: module.training = True  # what its owner had put into reading stays there
+        for module in training: object.__setattr__(module, "training", True)  # not what its owner had put into reading
         if torch.distributed.is_available() and torch.distributed.is_initialized(): reshard(model)
 
 # %% ../../nbs/02_core.models.ipynb #49ee5ea7

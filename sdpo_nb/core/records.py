@@ -77,12 +77,12 @@ class Rollout:
         "For each token whether there is something to learn from it."
         return self.chosen or (True,) * len(self.completion_ids)
 
-# %% ../../nbs/01_core.records.ipynb #4a101899
+# %% ../../nbs/01_core.records.ipynb #ca66f8e0
 def as_number(
     value: Any,  # a number of Python, numpy or torch, or something else
 ) -> Any:  # a float; what is no number is returned as it came
     "A plain number, whichever library made it."
-    if isinstance(value, str) or not isinstance(value, SupportsFloat): return value
+    if type(value) is float or isinstance(value, str) or not isinstance(value, SupportsFloat): return value
     try: return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError): return value  # many numbers, or one that is too large
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from ..core.records import Feedback, Message, Task, as_number
 from .feedback import JUDGE_ERROR, Hearing, JudgeError, check_errors, name_of, settle
 
-# %% ../../nbs/06b_experience.rewards.ipynb #3a530481
+# %% ../../nbs/06b_experience.rewards.ipynb #d0bd96c5
 def combined(
     said: Mapping[str, Feedback | JudgeError | None],  # function -> what it said of an attempt; None: not applicable
     weights: Mapping[str, float],  # function -> how much its score counts
@@ -31,7 +31,9 @@ def combined(
     spoke = {name: one for name, one in said.items() if isinstance(one, Feedback)}
     if not spoke: return None
     score = math.fsum(weights[name] * one.score for name, one in spoke.items())
-    if len(said) == 1: return replace(*spoke.values(), score=score)
+    if len(said) == 1:
+        alone, = spoke.values()
+        return alone if alone.score == score else replace(alone, score=score)
     heard = {name: one for name, one in spoke.items() if not one.metrics.get(JUDGE_ERROR)}
     metrics = {name: one.score for name, one in heard.items()}
     for name, one in heard.items(): metrics |= {f"{name}/{metric}": value for metric, value in one.metrics.items()}

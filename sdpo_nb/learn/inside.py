@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.inside.html.md"""
 # %% auto #0
 __all__ = ['Inside', 'open_up', 'in_place_of', 'untouched', 'read_inside', 'is_sliced', 'read_states']
 
-# %% ../../nbs/13b_learn.inside.ipynb #f39682a9
+# %% ../../nbs/13b_learn.inside.ipynb #61c87582
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ..core.models import modules_of
 from ..experience.batches import Batch, Prompts
 from .reading import continued, head_of, undressed
 from .trees import Sight, laid_out
@@ -84,7 +85,7 @@ def read_inside(
     inside = lambda base, hidden, memory: then(laid.before_attempts(hidden), head_of(base))
     return model(laid.ids, **laid.places, use_cache=False, inside=inside)
 
-# %% ../../nbs/13b_learn.inside.ipynb #de820d73
+# %% ../../nbs/13b_learn.inside.ipynb #18612c66
 def is_sliced(
     model: "PreTrainedModel",  # perhaps sharded
 ) -> bool:
@@ -92,7 +93,8 @@ def is_sliced(
     from torch.distributed.fsdp import FSDPModule
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
+    are_many = torch.distributed.is_available() and torch.distributed.is_initialized()  # one process slices nothing
+    return is_deepspeed_zero3_enabled() or are_many and any(isinstance(part, FSDPModule) for part in modules_of(model))
 
 # %% ../../nbs/13b_learn.inside.ipynb #8dcc3ab1
 @torch.no_grad()

@@ -8,7 +8,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.selves.html.md"""
 __all__ = ['Keeping', 'gathered', 'whole', 'put', 'SecondSelf', 'unwrapped', 'counted', 'check_copied', 'FullCopy', 'AdapterCopy',
            'second_self']
 
-# %% ../../nbs/14_learn.selves.ipynb #4ff6c3b7
+# %% ../../nbs/14_learn.selves.ipynb #15b2cf36
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from ..core.adapters import adapter_weights, as_it_was, copy_adapter, follow, using_adapter
+from ..core.adapters import adapter_places, as_it_was, copy_adapter, follow, handfuls, using_adapter
 from ..core.models import as_reader, need
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,7 +75,7 @@ def put(
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     with torch.no_grad(): target.copy_(value)
 
-# %% ../../nbs/14_learn.selves.ipynb #81d1b451
+# %% ../../nbs/14_learn.selves.ipynb #b94c2827
 class SecondSelf(ABC):
     "A reader that began as the student, and follows it when led."
 
@@ -116,10 +117,15 @@ class SecondSelf(ABC):
     def gap(self) -> float:
         "How far it is from the student, as a share of the student's own length."
         mine, theirs = list(self.weights().values()), self.leaders()
+        wide = lambda x, device: x.to(device, torch.promote_types(x.dtype, torch.float32))
+        apart = length = 0.0
         with gathered([*mine, *theirs]):
-            apart = sum((a.to(b.device, b.dtype) - b).float().norm() ** 2 for a, b in zip(mine, theirs))
-            length = sum(b.float().norm() ** 2 for b in theirs)
-        return (whole(apart) / whole(length).clamp(min=1e-30)).sqrt().item()
+            for some, others in handfuls(mine, theirs):
+                others = [wide(b, b.device) for b in others]
+                some = [wide(a, b.device) for a, b in zip(some, others)]
+                apart += whole(get_total_norm(torch._foreach_sub(some, others))) ** 2
+                length += whole(get_total_norm(others)) ** 2
+        return (apart / length.clamp(min=1e-30)).sqrt().item()
 
 # %% ../../nbs/14_learn.selves.ipynb #d19d088b
 def unwrapped(
@@ -197,7 +203,7 @@ class FullCopy(SecondSelf):
         super().move(rate)
         for mine, theirs in zip(self.model.buffers(), self.student.buffers()): mine.copy_(theirs)
 
-# %% ../../nbs/14_learn.selves.ipynb #467c7aa2
+# %% ../../nbs/14_learn.selves.ipynb #297d3049
 class AdapterCopy(SecondSelf):
     "A second adapter on the student's own base."
 
@@ -205,7 +211,7 @@ class AdapterCopy(SecondSelf):
         self,
         student: "PeftModel",  # as it is now
     ):
-        self.student, self.of = student, student.active_adapter
+        self.student, self.of, self.places = student, student.active_adapter, {}
         names = ("teacher", *(f"teacher_{i}" for i in range(2, 1000)))
         self.name = next(name for name in names if name not in student.peft_config)
         copy_adapter(student, self.of, self.name)
@@ -237,11 +243,21 @@ class AdapterCopy(SecondSelf):
 
     def weights(self) -> dict[str, Tensor]:
         "The adapter's weights."
-        return adapter_weights(self.student, self.name)
+        return self.found(self.name)
 
     def leaders(self) -> list[Tensor]:
         "The student's adapter's weights, in the same order."
-        return list(adapter_weights(self.student, self.of).values())
+        return list(self.found(self.of).values())
+
+    def found(
+        self,
+        name: str,  # of an adapter
+    ) -> dict[str, Tensor]:
+        "The weights of an adapter; where they stand is looked up once, and again when another has taken its name."
+        config = self.student.peft_config.get(name)
+        if name not in self.places or self.places[name][0] is not config:
+            self.places[name] = config, adapter_places(self.student, name)
+        return {key: getattr(*place) for key, place in self.places[name][1].items()}
 
 # %% ../../nbs/14_learn.selves.ipynb #5459df16
 def second_self(
