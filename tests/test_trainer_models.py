@@ -33,7 +33,7 @@ SIZES = dict(
 GPT2 = dict(n_embd=32, n_layer=2, n_head=2, n_positions=128)
 TASK = dict(  # two questions, eight attempts of eight tokens at each, learned from five times before the next attempts
     max_steps=10, per_device_train_batch_size=16, num_generations=8, num_iterations=5, max_completion_length=8,
-    learning_rate=1e-2, alpha=1.0, support="full", max_reprompt_length=None, max_grad_norm=1.0,
+    learning_rate=2e-3, alpha=1.0, support="full", max_reprompt_length=None, max_grad_norm=1.0,
 )
 ONE_STEP = dict(max_steps=1, num_iterations=1, max_grad_norm=0.0)  # whose gradient is looked at as it is
 LORA = dict(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -95,6 +95,11 @@ def learned(trainer: Any) -> list[float]:
     return losses(trainer)
 
 
+def fell(found: list[float]) -> bool:
+    """Whether the loss fell while the attempts stayed the same, five steps at a time."""
+    return all(batch[-1] < 0.9 * batch[0] for batch in (found[:5], found[5:]) if batch)
+
+
 class KeepGradient(TrainerCallback):
     """Copies the gradient before the optimizer uses it."""
 
@@ -135,7 +140,7 @@ class Overflowing(Scaled):
 # how -> the model, the trainer's settings, the type that layers compute in, the type of what is trained
 Case = tuple[Callable[[Path, str], PreTrainedModel], dict[str, Any], torch.dtype, torch.dtype]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-WITH_LORA = dict(lora={}, learning_rate=3e-2)
+WITH_LORA = dict(lora={}, learning_rate=1e-2)
 CASES: dict[str, Case] = {
     "float32, full": (lambda _, family: tiny(family), {}, F32, F32),
     "float32, LoRA": (lambda _, family: tiny(family), WITH_LORA, F32, F32),
@@ -160,7 +165,7 @@ def test_every_family_learns_in_every_precision(how: str, family: str, tmp_path:
     layer = trainer.model.get_decoder().layers[0].mlp.up_proj
     layer.register_forward_hook(lambda module, given, out: seen.add(out.dtype) if torch.is_grad_enabled() else None)
     found = learned(trainer)
-    assert len(found) == 10 and all(map(math.isfinite, found)) and found[-1] < 0.75 * found[0], found
+    assert len(found) == 10 and all(map(math.isfinite, found)) and fell(found), found
     assert seen == {computed}
     assert {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad} == {trained}
     assert trainer.reads_states  # the fused loss was at work
@@ -171,7 +176,7 @@ def test_every_family_learns_in_every_precision(how: str, family: str, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:fp16 does nothing on a CPU")
-@pytest.mark.parametrize(("how", "near"), [("bfloat16 by autocast, full", 0.1), ("float16 by autocast, full", 0.01)])
+@pytest.mark.parametrize(("how", "near"), [("bfloat16 by autocast, full", 0.2), ("float16 by autocast, full", 0.01)])
 def test_fewer_bits_find_nearly_the_same_losses(how: str, near: float, tmp_path: Path):
     exact, narrow = (
         learned(hosted(tmp_path, make(tmp_path, "llama"), **settings | dict(max_steps=5)))  # on the same attempts
@@ -189,9 +194,9 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_adapters_of_several_kinds_have_an_average(kind: str, tmp_path: Path):
-    trainer = hosted(tmp_path, tiny(tie_word_embeddings=False), adapter=ADAPTERS[kind], learning_rate=2e-2)
+    trainer = hosted(tmp_path, tiny(tie_word_embeddings=False), adapter=ADAPTERS[kind], learning_rate=1e-2)
     found = learned(trainer)
-    assert found[-1] < 0.75 * found[0], found
+    assert fell(found), found
     second = trainer.teacher.second
     assert [weight.shape for weight in second.weights().values()] == [weight.shape for weight in second.leaders()]
     assert len(second.leaders()) == sum(weight.requires_grad for weight in trainer.model.parameters())
@@ -203,8 +208,8 @@ def test_adapters_without_an_average_take_a_teacher_that_needs_none(tmp_path: Pa
     run = lambda **settings: hosted(tmp_path, tiny(), adapter=scaled, max_steps=5, **settings)
     with pytest.raises(ValueError, match="IA3; only LoRA is known"): run()
     for teacher in (dict(teacher="live"), dict(teacher="frozen", teacher_of="base")):
-        found = learned(run(learning_rate=3e-1, **teacher))
-        assert found[-1] < 0.97 * found[0], found
+        found = learned(run(learning_rate=1e-1, **teacher))
+        assert fell(found), found
 
 
 def test_virtual_tokens_are_refused(tmp_path: Path):
@@ -216,7 +221,7 @@ def test_virtual_tokens_are_refused(tmp_path: Path):
 
 def test_a_base_of_four_bits_computes_in_bfloat16_where_asked(tmp_path: Path):
     found = learned(hosted(tmp_path, quantised(tmp_path, "llama", 4, BF16), bf16=True, **WITH_LORA))
-    assert found[-1] < 0.75 * found[0]
+    assert fell(found), found
 
 
 def test_a_quantised_base_without_an_adapter_is_refused(tmp_path: Path):
@@ -489,6 +494,6 @@ def test_where_a_copy_lives_and_in_which_precision(tmp_path: Path):
         assert {weight.dtype for weight in trainer.ref_model.parameters()} == {getattr(torch, dtype)}
         found = learned(trainer)
         assert found[0] == pytest.approx(expected[0], rel=1e-5 if dtype == "float64" else 0.05)
-        assert found[-1] < 0.8 * found[0]
+        assert fell(found), found
     with pytest.raises(ValueError, match="teacher_parked"):
         hosted(tmp_path, tiny(), lora={}, teacher_parked=True)
