@@ -13,11 +13,12 @@ import tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from tokenizers import Tokenizer, models as token_models, pre_tokenizers
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from sdpo_nb.core.models import (
-    need, pick_device, pick_dtype, load_model, check_tokenizer, check_parts, render, context_length, check_fits, pad,
-    positions, modules_of, reshard, as_reader, seeded
+    need, pick_device, pick_dtype, load_model, check_tokenizer, check_parts, render, undressed, context_length,
+    check_fits, pad, positions, modules_of, reshard, as_reader, seeded
 )
 from cells import notebook_cell
 
@@ -143,6 +144,31 @@ def test_a_conversation_is_rendered_once_to_token_ids():
     with notebook_cell("nbs/02_core.models.ipynb", "761c72a1"):
         in_parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
         with expect_fail(ValueError, "takes text, and a turn is a list of parts"): render(tokenizer, [in_parts])
+
+
+def test_a_model_is_still_there_beneath_its_adapters():
+    # %% nbs/02_core.models.ipynb#56da4efa
+    with notebook_cell("nbs/02_core.models.ipynb", "56da4efa"):
+        words = ["<pad>", "<end>", "<user>", "<assistant>", "hello", "world"]
+        backend = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+        tokenizer.chat_template = (
+            "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16,
+        ))
+        greeting = [{"role": "user", "content": "hello world"}]
+
+    # %% nbs/02_core.models.ipynb#e6aafa07
+    with notebook_cell("nbs/02_core.models.ipynb", "e6aafa07"):
+        tiny = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2))
+        wrapped = get_peft_model(tiny, LoraConfig(target_modules="all-linear"))
+        test_eq([undressed(one) is tiny for one in (tiny, wrapped)], [True, True])
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused():

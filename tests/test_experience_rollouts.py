@@ -2,23 +2,24 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 from sdpo_nb.core.models import as_reader, check_fits, pad, positions, render, seeded
 from sdpo_nb.core.records import Rollout, Task
+from sdpo_nb.experience.branches import choose, folded, planted, reads_once
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from dataclasses import replace
-from functools import partial
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from sdpo_nb.experience.rollouts import (
-    Sampling, Sampler, LogpRecorder, to_rollouts, stop_tokens, own_generation, Blend, GenerateSampler, SMALL,
-    is_small_llama, StaticDecoder, choose, StaticSampler, sampler_for
+    Sampling, Sampler, LogpRecorder, to_rollouts, stop_tokens, own_generation, Blend, GenerateSampler, CROWD,
+    StaticSampler, sampler_for
 )
 from cells import notebook_cell
 
@@ -28,6 +29,17 @@ def test_how_to_sample():
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d5bb3670"):
         model, tokenizer = load_demo()
         tasks = Codebook("omega").tasks(4)
+
+    # %% nbs/05_experience.rollouts.ipynb#956c9be6
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "956c9be6"):
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        )
+
+        def random_model(family, **changes):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | changes)).eval()
 
     # %% nbs/05_experience.rollouts.ipynb#49ec8750
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "49ec8750"):
@@ -40,6 +52,17 @@ def test_any_model_samples_through_generate():
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d5bb3670"):
         model, tokenizer = load_demo()
         tasks = Codebook("omega").tasks(4)
+
+    # %% nbs/05_experience.rollouts.ipynb#956c9be6
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "956c9be6"):
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        )
+
+        def random_model(family, **changes):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | changes)).eval()
 
     # %% nbs/05_experience.rollouts.ipynb#faa0e78c
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "faa0e78c"):
@@ -77,28 +100,75 @@ def test_any_model_samples_through_generate():
         axes.set_xticklabels([tokenizer.decode([token]).strip() for token in attempt.completion_ids], rotation=60);
 
 
-def test_a_small_llama_with_its_memory_laid_out_in_advance():
+def test_attempts_that_have_ended_leave():
     # %% nbs/05_experience.rollouts.ipynb#d5bb3670
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d5bb3670"):
         model, tokenizer = load_demo()
         tasks = Codebook("omega").tasks(4)
 
-    # %% nbs/05_experience.rollouts.ipynb#157bcdb7
-    with notebook_cell("nbs/05_experience.rollouts.ipynb", "157bcdb7"):
-        def same_greedy(model):
-            greedy = Sampling(max_new_tokens=20, temperature=0.0)
-            pairs = zip(*(sampler(model, tokenizer, greedy).sample(tasks) for sampler in (GenerateSampler, StaticSampler)))
-            return [
-                (a.completion_ids == b.completion_ids, max(abs(x - y) for x, y in zip(a.logps, b.logps)) < 1e-4)
-                for a, b in pairs
-            ]
-
-        torch.manual_seed(0)
-        shared = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
-            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    # %% nbs/05_experience.rollouts.ipynb#956c9be6
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "956c9be6"):
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         )
-        test_eq(same_greedy(model) + same_greedy(LlamaForCausalLM(shared).eval()), [(True, True)] * 8)
+
+        def random_model(family, **changes):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | changes)).eval()
+
+    # %% nbs/05_experience.rollouts.ipynb#6c5e2994
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "6c5e2994"):
+        def told(sampler, *args):
+            return [(r.completion_ids, r.is_finished) for r in sampler.sample(*args)]
+
+        def apart(sampler, other, *args):
+            pairs = zip(sampler.sample(*args), other.sample(*args))
+            return max(abs(x - y) for a, b in pairs for x, y in zip(a.logps, b.logps, strict=True))
+
+        asked, greedy = [*tasks, tasks[1]], Sampling(max_new_tokens=24, temperature=0.0)
+        models = {family: random_model(family) for family in ("llama", "qwen2", "qwen3")}
+        models |= {family: random_model(family, sliding_window=6) for family in ("gemma2", "gemma3_text")}
+        models["qwen3, LoRA"], _ = add_adapter(random_model("qwen3"))
+        models["the demo"] = model
+        ended = {}
+        for name, one in models.items():
+            one.generation_config.eos_token_id = [1, 5, *range(40, len(tokenizer), 9)] if name != "the demo" else 1
+            pair = [kind(one, tokenizer, greedy) for kind in (StaticSampler, GenerateSampler)]
+            test_eq(*(told(sampler, asked) for sampler in pair))
+            test_eq(apart(*pair, asked) < 1e-4, True)
+            ended[name] = [len(r.completion_ids) for r in pair[0].sample(asked)]
+        ended
+
+    # %% nbs/05_experience.rollouts.ipynb#f1ae7dd0
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "f1ae7dd0"):
+        qwen = models["qwen3"]
+        hot = StaticSampler(qwen, tokenizer, Sampling(max_new_tokens=24))
+        rollouts = hot.sample(tasks, 3, 1)
+        test_eq(rollouts, hot.sample(tasks, 3, 1))
+        test_eq(len({len(r.completion_ids) for r in rollouts}) > 4, True)  # they left one after another
+        for rollout in rollouts[:4]:
+            ids, start = torch.tensor([rollout.prompt_ids + rollout.completion_ids]), len(rollout.prompt_ids)
+            with torch.no_grad(): logits = qwen(ids).logits[0, start - 1 : -1]
+            again = logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0]
+            test_close(again, torch.tensor(rollout.logps), eps=1e-5)
+
+    # %% nbs/05_experience.rollouts.ipynb#d0703e0d
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "d0703e0d"):
+        def tokens_read(sampler):
+            counts, body = [], qwen.get_input_embeddings()
+            hook = body.register_forward_hook(lambda module, given, made: counts.append(given[0].numel()))
+            sampler.sample(tasks, 8)
+            hook.remove()
+            return counts
+
+        how = Sampling(max_new_tokens=24)
+        counts = {"ours": tokens_read(StaticSampler(qwen, tokenizer, how)), "generate": tokens_read(GenerateSampler(qwen, tokenizer, how))}
+        test_eq(counts["generate"][0], 8 * counts["ours"][0])  # eight attempts, one prompt
+        test_eq((set(counts["generate"][1:]), min(counts["ours"]) < 16), ({32}, True))
+        figure, axes = plt.subplots(figsize=(6, 2.4))
+        for name, tokens in counts.items(): axes.step(range(len(tokens)), tokens, where="mid", label=f"{name}: {sum(tokens)} tokens")
+        axes.set(xlabel="step; the first reads the prompts", ylabel="tokens read", yscale="log"); axes.legend();
 
     # %% nbs/05_experience.rollouts.ipynb#8c754624
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "8c754624"):
@@ -111,21 +181,27 @@ def test_a_small_llama_with_its_memory_laid_out_in_advance():
         sorted(zip(counted.tolist(), truth.tolist()))[-3:]
 
 
-def test_the_architecture_chooses():
+def test_the_model_chooses():
     # %% nbs/05_experience.rollouts.ipynb#d5bb3670
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d5bb3670"):
         model, tokenizer = load_demo()
         tasks = Codebook("omega").tasks(4)
 
-    # %% nbs/05_experience.rollouts.ipynb#93e2cc75
-    with notebook_cell("nbs/05_experience.rollouts.ipynb", "93e2cc75"):
-        test_eq(type(sampler_for(model, tokenizer)), StaticSampler)
-        biased = LlamaForCausalLM(LlamaConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, attention_bias=True,
-        ))
-        test_eq(type(sampler_for(biased, tokenizer)), GenerateSampler)
-        add_adapter(model)  # the layers inside the model are no longer plain
-        test_eq(type(sampler_for(model, tokenizer)), GenerateSampler)
+    # %% nbs/05_experience.rollouts.ipynb#956c9be6
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "956c9be6"):
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        )
+
+        def random_model(family, **changes):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | changes)).eval()
+
+    # %% nbs/05_experience.rollouts.ipynb#0cbf60e8
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "0cbf60e8"):
+        kinds = [random_model("qwen3"), add_adapter(random_model("llama"))[0], random_model("gpt_oss", num_local_experts=4)]
+        test_eq([type(sampler_for(one, tokenizer)) for one in kinds], [StaticSampler, StaticSampler, GenerateSampler])
 
     # %% nbs/05_experience.rollouts.ipynb#a9cfa2c0
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "a9cfa2c0"):
@@ -153,6 +229,17 @@ def test_what_we_have():
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d5bb3670"):
         model, tokenizer = load_demo()
         tasks = Codebook("omega").tasks(4)
+
+    # %% nbs/05_experience.rollouts.ipynb#956c9be6
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "956c9be6"):
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        )
+
+        def random_model(family, **changes):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | changes)).eval()
 
     # %% nbs/05_experience.rollouts.ipynb#0d5f9f6c
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "0d5f9f6c"):

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.core.models import modules_of
+from sdpo_nb.core.models import modules_of, undressed
 from sdpo_nb.experience.batches import Batch, Prompts
-from sdpo_nb.learn.reading import continued, head_of, undressed
+from sdpo_nb.learn.reading import continued, head_of
 from sdpo_nb.learn.trees import Sight, laid_out
 from sdpo_nb.loss.fused import Head
 from torch import Tensor

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.core.models import as_reader, positions
+from sdpo_nb.core.models import as_reader, positions, undressed
 from sdpo_nb.core.records import AttemptReading, Candidates, Feedback, TokenReading
 from sdpo_nb.experience.batches import Batch, Prompts, Row, Sequences
 from sdpo_nb.loss.fused import Head
@@ -27,7 +27,7 @@ from sdpo_nb.loss.fused import fused_distillation_loss
 from sdpo_nb.loss.objectives import AGGREGATIONS, Objective, clipped_policy_loss, divisor, group_advantages, masked_mean
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, GraniteConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3Config, RecurrentGemmaConfig, RwkvConfig
 from sdpo_nb.learn.reading import (
-    read, continued, read_shared, read_hidden, undressed, head_of, check_head, factors_of, likeliest, attempt_readings
+    read, continued, read_shared, read_hidden, head_of, check_head, factors_of, likeliest, attempt_readings
 )
 from cells import notebook_cell
 

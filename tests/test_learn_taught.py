@@ -2,16 +2,17 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 import torch
 import trl
 from sdpo_nb.core.models import as_reader, check_fits, context_length, seeded
 from sdpo_nb.core.records import Feedback, Message, TeacherView
+from sdpo_nb.experience.branches import reads_once
+from sdpo_nb.experience.batches import frozen
 from sdpo_nb.experience.feedback import JUDGE_ERROR
 from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_parts
 from sdpo_nb.experience.rewards import Rewards, across_processes, combined
-from sdpo_nb.experience.rollouts import Sampling, StaticSampler, is_small_llama
+from sdpo_nb.experience.rollouts import Sampling, StaticSampler
 from sdpo_nb.learn.config import SDPOConfig, in_our_words
 from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, widen_head
 from sdpo_nb.learn.inputs import batch_of, learned_mask, teacher_inputs
@@ -22,6 +23,7 @@ from sdpo_nb.learn.methods import SDPO
 from sdpo_nb.learn.reading import read
 from sdpo_nb.learn.selves import FullCopy, unwrapped
 from sdpo_nb.learn.teachers import Frozen
+from sdpo_nb.learn.trees import sight_of
 from sdpo_nb.loss.fused import fused_logps
 from sdpo_nb.loss.objectives import read_logps, rollout_correction, token_logps
 from datasets import Dataset, IterableDataset
@@ -30,7 +32,7 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 import tempfile
-from fastcore.test import expect_fail, test_eq
+from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.learn.presets import demo
@@ -76,6 +78,47 @@ def test_the_trainer_up_to_the_loss():
         slow = taught(num_generations=4, top_k=700, num_iterations=2)
         again = attempted(slow)
         test_eq(("sampling_per_token_logps" in again, "old_per_token_logps" in again), (False, True))
+
+
+def test_who_draws_the_attempts():
+    # %% nbs/16f_learn.taught.ipynb#4b2fb5a7
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "4b2fb5a7"):
+        environment = Codebook("omega")
+        folder = tempfile.TemporaryDirectory()
+
+        def taught(adapter=False, rewards=as_reward(environment), **settings):
+            model, tokenizer = load_demo("cpu")
+            if adapter: model, _ = add_adapter(model, rank=4)
+            sizes = dict(per_device_train_batch_size=16, max_steps=1, disable_tqdm=True, use_cpu=True, save_strategy="no")
+            data = Dataset.from_list(as_rows(environment.tasks(4)))
+            return TaughtTrainer(
+                model, rewards, demo(output_dir=folder.name, **sizes | settings), data, processing_class=tokenizer,
+            )
+
+        def attempted(trainer):
+            trainer.model.train()
+            return trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(trainer.num_generations)])
+
+    # %% nbs/16f_learn.taught.ipynb#ed35bef8
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "ed35bef8"):
+        cases = {
+            "all weights": {}, "an adapter": dict(adapter=True), "top_k": dict(top_k=700), "a wide head": dict(cast_lm_head_to_fp32=True),
+            "switched off": dict(cache_implementation="dynamic"), "GRPO": dict(enabled=False),
+        }
+        drawn = {name: taught(**settings).draws_itself() for name, settings in cases.items()}
+        test_eq([*drawn.values()], [True, True] + [False] * 4)
+        drawn
+
+    # %% nbs/16f_learn.taught.ipynb#0b5eb6ea
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "0b5eb6ea"):
+        wordy = taught(adapter=True, num_generations=4)
+        with torch.no_grad():
+            for name, weight in wordy.model.named_parameters():
+                if "lora_B.student" in name: torch.nn.init.normal_(weight, std=0.05)
+        made = attempted(wordy)
+        again, learned = wordy.read_logps(wordy.model, made), learned_mask(made) * made["self_distillation_mask"][:, None]
+        test_close(made["sampling_per_token_logps"] * learned, again * learned, eps=1e-4)
+        test_eq(int(learned.sum()) > 100, True)
 
 
 def test_two_selves_never_three():

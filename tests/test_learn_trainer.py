@@ -18,7 +18,6 @@ from sdpo_nb.learn.measures import peak_memory
 from sdpo_nb.learn.reading import read
 from sdpo_nb.learn.selves import unwrapped, whole
 from sdpo_nb.learn.taught import TaughtTrainer
-from sdpo_nb.learn.trees import sight_of
 from sdpo_nb.experience.batches import Batch, portions
 from sdpo_nb.loss.distillation import COUNTS
 from sdpo_nb.loss.fused import Head

@@ -3,9 +3,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 import torch
-from sdpo_nb.core.models import as_reader
+from sdpo_nb.core.models import as_reader, undressed
 from sdpo_nb.experience.batches import Batch, Prompts, Sequences
-from sdpo_nb.learn.reading import undressed
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
@@ -13,7 +12,7 @@ import matplotlib.pyplot as plt
 import transformers
 from fastcore.test import test_close, test_eq
 from sdpo_nb.learn.reading import read_hidden
-from sdpo_nb.learn.trees import Tree, grown, planted, WAYS, Sight, Forest, laid_out, sight_of
+from sdpo_nb.learn.trees import Tree, grown, in_rows, WAYS, Sight, Forest, laid_out, sight_of
 from cells import notebook_cell
 
 
@@ -72,9 +71,9 @@ def test_a_tree_that_is_too_wide_is_two():
         test_eq([len(tree.ids) for tree in grown(lines, worth=64)], [60, 62, 20])
         test_eq([[*tree.paths] for tree in grown(lines, worth=10_000)], [[0, 1, 3], [2]])
 
-    # %% nbs/13a_learn.trees.ipynb#4d7d57d4
-    with notebook_cell("nbs/13a_learn.trees.ipynb", "4d7d57d4"):
-        sizes = [[(start, len(tree.ids)) for start, tree in row] for row in planted(grown([(n,) * n for n in (9, 2, 7, 4, 5)], worth=0))]
+    # %% nbs/13a_learn.trees.ipynb#851e0772
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "851e0772"):
+        sizes = [[(start, len(tree.ids)) for start, tree in row] for row in in_rows(grown([(n,) * n for n in (9, 2, 7, 4, 5)], worth=0))]
         test_eq(sizes, [[(0, 9)], [(0, 7), (7, 2)], [(0, 5), (5, 4)]])
 
 

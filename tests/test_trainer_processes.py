@@ -16,11 +16,11 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import BOOKS, DEMO, ask, encode
-from sdpo_nb.core.models import as_reader, pad
+from sdpo_nb.core.models import as_reader, pad, undressed
 from sdpo_nb.core.records import Feedback
 from sdpo_nb.experience.batches import Batch, Prompts
 from sdpo_nb.learn.config import SDPOConfig
-from sdpo_nb.learn.reading import read, undressed
+from sdpo_nb.learn.reading import read
 from sdpo_nb.learn.selves import FullCopy, whole
 from sdpo_nb.learn.trainer import SDPOTrainer
 from sdpo_nb.loss.objectives import read_logps, token_logps

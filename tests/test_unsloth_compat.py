@@ -132,11 +132,12 @@ def runs(load) -> dict:
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        found[name] = three_steps(*load(folder.resolve(), name != "lora"), f"run_{name}")
+        draws = {} if name == "sampler" else dict(cache_implementation="dynamic")  # TRL's generation, not ours
+        found[name] = three_steps(*load(folder.resolve(), name != "lora"), f"run_{name}", **draws)
     return found
 
 
-def three_steps(model, tokenizer, output: str) -> dict:
+def three_steps(model, tokenizer, output: str, **draws: str) -> dict:
     "Losses, and what was in the batch that they were of."
     from datasets import Dataset
 
@@ -149,7 +150,7 @@ def three_steps(model, tokenizer, output: str) -> dict:
         output_dir=output, report_to="none", use_cpu=True, bf16=False, fp16=False, max_steps=3, num_generations=2,
         per_device_train_batch_size=4, per_device_eval_batch_size=4, max_completion_length=6, max_reprompt_length=128,
         learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", disable_tqdm=True,
-        gradient_checkpointing=False,
+        gradient_checkpointing=False, **draws,
     )
     rows = Dataset.from_dict({"prompt": ["sort 3 1 2", "sort 9 8", "sort 4 4 1", "sort 2"]})
     trainer = SDPOTrainer(model, judge, args, train_dataset=rows, processing_class=tokenizer)

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.inside.html.md"""
 # %% auto #0
 __all__ = ['Inside', 'open_up', 'in_place_of', 'untouched', 'read_inside', 'is_sliced', 'read_states']
 
-# %% ../../nbs/13b_learn.inside.ipynb #61c87582
+# %% ../../nbs/13b_learn.inside.ipynb #e2bcc565
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ..core.models import modules_of
+from ..core.models import modules_of, undressed
 from ..experience.batches import Batch, Prompts
-from .reading import continued, head_of, undressed
+from .reading import continued, head_of
 from .trees import Sight, laid_out
 from ..loss.fused import Head
 from torch import Tensor

@@ -7,21 +7,22 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #87a96960
+# %% ../../nbs/16f_learn.taught.ipynb #29a87225
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import torch
 import trl
 from ..core.models import as_reader, check_fits, context_length, seeded
 from ..core.records import Feedback, Message, TeacherView
+from ..experience.branches import reads_once
+from ..experience.batches import frozen
 from ..experience.feedback import JUDGE_ERROR
 from ..experience.prompting import Attempts, Parts, view_fractions, view_parts
 from ..experience.rewards import Rewards, across_processes, combined
-from ..experience.rollouts import Sampling, StaticSampler, is_small_llama
+from ..experience.rollouts import Sampling, StaticSampler
 from .config import SDPOConfig, in_our_words
 from sdpo_nb.learn.hosting import (
     as_asked,
@@ -41,6 +42,7 @@ from .methods import SDPO
 from .reading import read
 from .selves import FullCopy, unwrapped
 from .teachers import Frozen
+from .trees import sight_of
 from ..loss.fused import fused_logps
 from ..loss.objectives import read_logps, rollout_correction, token_logps
 from datasets import Dataset, IterableDataset
@@ -56,7 +58,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #44b6170a
+# %% ../../nbs/16f_learn.taught.ipynb #cb744b7e
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -122,6 +124,8 @@ class TaughtTrainer(GRPOTrainer):
         if args.eval_teacher or args.teacher_pass_rate_every: self.check_asking()
         self.reads_states = args.fused_loss and has_known_head(student)
         self.side = "right" if is_unsloth(GRPOTrainer) else "left"  # its layers forget masks while they train
+        self.shares = args.share_prompts and self.side == "left"
+        self.sight = sight_of(student) if self.shares and self.reads_states else None
         self.is_aligned = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0
         if not args.is_hybrid: self.vllm_importance_sampling_correction = False  # ours comes later, for fewer rows
         self.folds_ratio = (
@@ -169,13 +173,9 @@ class TaughtTrainer(GRPOTrainer):
         "TRL's own generation; the project's sampler where it knows the model and nobody else is in charge."
         with self.clock("sample"):
             if not self.draws_itself(): return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-            groups = [(prompt, len(list(same))) for prompt, same in groupby(prompt_ids)]
-            sizes = {size for _, size in groups}
-            attempts = sizes.pop() if len(sizes) == 1 else 1
-            asked = [prompt for prompt, _ in groups] if attempts > 1 else prompt_ids
             sampling = Sampling(self.max_completion_length, self.temperature)
             sampler = StaticSampler(unwrapped(self.model), self._tokenizer, sampling)
-            ids, logps = sampler.draw(asked, attempts, seed=int(torch.randint(2**31, ())))
+            ids, logps = sampler.draw(prompt_ids, seed=int(torch.randint(2**31, ())))
             ends = torch.isin(ids, torch.tensor(self.eos_token_ids, device=ids.device))
             lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, ids.shape[1]).tolist()
             cut = lambda rows: [row[:length] for row, length in zip(rows.tolist(), lengths)]
@@ -188,7 +188,7 @@ class TaughtTrainer(GRPOTrainer):
         is_plain = (self.top_p, self.top_k, self.min_p, self.repetition_penalty) in ((1.0, 0, None, 1.0), (1.0, None, None, 1.0))
         is_plain = is_plain and not (args.generation_kwargs or args.cache_implementation or args.cast_lm_head_to_fp32)
         others = others or self.is_deepspeed_enabled or is_unsloth(GRPOTrainer)
-        return args.enabled and is_plain and not others and is_small_llama(unwrapped(self.model))
+        return args.enabled and is_plain and not others and reads_once(unwrapped(self.model))
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
@@ -270,6 +270,15 @@ class TaughtTrainer(GRPOTrainer):
         asked = [as_asked(view.messages, prompt) for view, prompt in zip(views, attempts.prompts[own])]
         return views, self._tokenize_prompts(asked)[0]
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]:
+        "TRL's, once for each different prompt: a group has one."
+        if self._is_vlm or self.environment_factories is not None: return super()._tokenize_prompts(prompts)
+        kinds = [frozen(prompt) for prompt in prompts]
+        different = dict(zip(kinds, prompts))
+        ids, *more = super()._tokenize_prompts([*different.values()])
+        found = dict(zip(different, ids))
+        return [list(found[kind]) for kind in kinds], *more
+
     def fitted(self, told: Sequence[Parts], method: SDPO) -> list[TeacherView]:
         "The same in words, within the limit; each environment brings tools of its own into its prompt."
         if self.environment_factories is None: return method.views(told, self.length_of)
@@ -290,7 +299,7 @@ class TaughtTrainer(GRPOTrainer):
     ) -> None:
         "Write down where the signal of a generation batch comes from."
         prompting = self.method.prompting
-        views = [parts.view(prompting) for parts in view_parts(attempts, prompting)]
+        views = [TeacherView(part.prompt, part.demonstration, part.feedback) for part in view_parts(attempts, prompting)]
         found = view_fractions(views, attempts.rewards, attempts.feedback, attempts.groups, prompting)
         passed = [score >= prompting.success_threshold for score in attempts.rewards]
         for name in sorted({name for one in said for name in one.metrics}):
@@ -378,7 +387,7 @@ class TaughtTrainer(GRPOTrainer):
                 read_one = lambda hidden, head: fused_logps(
                     hidden, head, batch.completion_ids, batch.completion_mask, self.temperature
                 )
-                if self.reads_states: logps = read_inside(reader, batch.student, batch, read_one)
+                if self.reads_states: logps = read_inside(reader, batch.student, batch, read_one, self.sight)
                 else:
                     logits = read_logps(read(reader, batch.student, batch), self.temperature)
                     logps = token_logps(logits, batch.completion_ids)

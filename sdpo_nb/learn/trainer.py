@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.trainer.html.md"""
 # %% auto #0
 __all__ = ['FIXED', 'Follow', 'SDPOTrainer']
 
-# %% ../../nbs/17_learn.trainer.ipynb #a8df505f
+# %% ../../nbs/17_learn.trainer.ipynb #090ddd67
 import json
 import math
 import time
@@ -28,7 +28,6 @@ from .measures import peak_memory
 from .reading import read
 from .selves import unwrapped, whole
 from .taught import TaughtTrainer
-from .trees import sight_of
 from ..experience.batches import Batch, portions
 from ..loss.distillation import COUNTS
 from ..loss.fused import Head
@@ -53,7 +52,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #f5dc3b00
+# %% ../../nbs/17_learn.trainer.ipynb #c0d782e9
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -75,8 +74,6 @@ class SDPOTrainer(TaughtTrainer):
                 "processes that share weights must read in step, so tokens_per_pass cannot cut their slices; "
                 "lower per_device_train_batch_size, or leave it out"
             )
-        self.shares = args.share_prompts and self.side == "left"
-        self.sight = sight_of(unwrapped(self.model)) if self.shares and self.reads_states else None
         self._last_look, self._scale, self._window_alive = None, None, 0.0
         self.slices, self._window_start, self._has_moved, self._rollouts_done, self._silent = None, None, False, 0, 0
         self.add_callback(Follow(self.follow))
