@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import transformers
 from fastcore.test import test_close, test_eq
 from sdpo_nb.learn.reading import read_hidden
+import pytest
 from sdpo_nb.learn.trees import Tree, grown, in_rows, WAYS, Sight, Forest, laid_out, sight_of
 from cells import notebook_cell
 
@@ -193,6 +194,38 @@ def test_the_plain_way_agrees():
         gaps |= {f"{name}, sliding": far(name, **slides) for name in ("Qwen2", "Qwen3", "Gemma2", "Gemma3")}
         test_eq(max(gaps.values()) < 1e-5, True)
         {name: f"{value:.0e}" for name, value in gaps.items()}
+
+
+@pytest.mark.slow
+def test_blocks_that_nobody_sees_cost_nothing():
+    # %% nbs/13a_learn.trees.ipynb#8fffc42e
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "8fffc42e"):
+        def batch_of_lines(prompts, answers):
+            "Prompts by their place, and answers as (place of the prompt, tokens)."
+            index, told = [place for place, _ in answers], [tokens for _, tokens in answers]
+            width = max(map(len, told))
+            ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in told])
+            mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in told])
+            read = Prompts.of([prompts[place] for place in index], pad_id=0)
+            return Batch(read, read, ids, mask.clone(), mask, None, torch.ones(len(ids)), torch.zeros(len(ids)))
+
+        small = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, pad_token_id=0,
+        )
+        question, other = (11, 12, 13, 14, 15, 16), (11, 12, 23, 24)
+        batch = batch_of_lines([question, other], [(0, [5, 6, 7]), (1, [8, 9]), (0, [5, 6, 8, 9]), (0, [7]), (1, [8, 6, 6])])
+
+    # %% nbs/13a_learn.trees.ipynb#107b8e02
+    with notebook_cell("nbs/13a_learn.trees.ipynb", "107b8e02"):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small | dict(hidden_size=64, head_dim=16)))
+        with torch.no_grad():
+            plain = read_hidden(model, batch.student, batch)
+            model.set_attn_implementation("flex_attention")
+            forest = Forest.of(batch.student, batch, Sight.of(model))
+            shared = forest.before_attempts(model.get_decoder()(forest.ids, **forest.places, use_cache=False).last_hidden_state)
+        test_close(shared * batch.read_mask[..., None], plain * batch.read_mask[..., None], eps=1e-5)
 
 
 def test_others_are_left_in_peace():
