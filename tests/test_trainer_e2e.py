@@ -435,6 +435,18 @@ def test_labels_never_reach_the_model(tmp_path: Path):
     assert len(given) >= 5 and not any(names & {"labels", "fused_lm_head"} for names in given)
 
 
+def test_rows_with_one_prompt_come_to_one_slice(tmp_path: Path):
+    def prompts_of_slices(**settings: Any) -> list[int]:
+        found = []
+        look = lambda trainer, model, inputs, loss_of: found.append(len(inputs["prompt_ids"].unique(dim=0)))
+        cut = dict(per_device_train_batch_size=4, gradient_accumulation_steps=4, num_generations=4)
+        codebook_trainer(tmp_path, host=looking(look), max_steps=1, **cut, **settings).train()
+        return found
+
+    assert prompts_of_slices() == [1] * 4  # whose attempts all fail, and hear of it
+    assert max(prompts_of_slices(share_prompts=False)) > 1
+
+
 def test_rows_without_a_signal_are_read_by_neither(tmp_path: Path):
     rows = {"student": [], "teacher": []}
 
