@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 # The CPU build, unless there is an NVIDIA GPU. Where this index cannot be reached, the plain package is taken.
 TORCH_INDEX ?= $(shell nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
 WORKERS ?= 2
+BENCH ?= step scaling time_to_accuracy
 ARGS ?=
 # The older of the two eras of TRL, with what it needs of older packages; Unsloth knows none that is newer.
 ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi idna
@@ -64,8 +65,9 @@ docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else c
 	  $(QUIET) $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)" \
 	  && echo "the pages stand in _proc; install Quarto (quarto.org) to turn them into a site"; fi
 
-bench: .venv/.package  ## Measure seconds of training beside TRL's SDPO trainer.
-	@$(BIN)/python benchmarks/demo_vs_trl.py $(ARGS)
+bench: .venv/.package  ## Measure seconds, memory and learning beside TRL, minutes; one, at length: BENCH=step ARGS=--long.
+	@for name in $(BENCH); do echo "== $$name"; \
+	  $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json $(ARGS) || exit 1; done
 
 demo-model: .venv/.package  ## Make the embedded model again from its recipe: one thread, minutes.
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/demo_model.py $(ARGS)

@@ -7,14 +7,11 @@ the measured call above what stood before it: inputs, heads and, where the code 
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from peers import stamp
+from peers import apart, peak_memory, stamp
 from torch import Tensor
 
 OBJECTIVES = {
@@ -106,18 +103,6 @@ def variant(name: str) -> Callable[..., None]:
     return ours(which, is_compiled="compiled" in way)
 
 
-def peak_memory(device: str) -> int:
-    "The most bytes that were held since the last call, and now begin again."
-    if device != "cpu":
-        peak = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return peak
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    return peak
-
-
 def measure(options: argparse.Namespace) -> dict[str, float]:
     "Seconds and extra bytes of one variant, in this process."
     if options.device == "cpu": resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
@@ -137,18 +122,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     return {"seconds": min(seconds), "extra": extra}
 
 
-def apart(name: str, tokens: int, options: argparse.Namespace) -> dict[str, float] | None:
+def alone(name: str, tokens: int, options: argparse.Namespace) -> dict[str, float] | None:
     "The same in a process of its own; None where the memory does not suffice."
-    words = [
-        sys.executable, __file__, "--variant", name, "--tokens", str(tokens), "--words", str(options.words),
+    return apart(__file__, [
+        "--variant", name, "--tokens", str(tokens), "--words", str(options.words),
         "--width", str(options.width), "--device", options.device, "--dtype", options.dtype,
         "--repeats", str(options.repeats),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode == 0: return json.loads(done.stdout.splitlines()[-1])
-    no_room = "can't allocate memory", "MemoryError", "OutOfMemoryError"
-    if done.returncode == -9 or any(words in done.stderr for words in no_room): return None
-    raise RuntimeError(done.stderr)
+    ])
 
 
 def table(tokens: int, names: list[str], options: argparse.Namespace) -> dict[str, dict[str, float] | None]:
@@ -156,7 +136,7 @@ def table(tokens: int, names: list[str], options: argparse.Namespace) -> dict[st
     print(f"{tokens:,} tokens, {options.words:,} words, width {options.width:,}, {options.dtype}, {options.device}")
     found = {}
     for name in names:
-        found[name] = result = apart(name, tokens, options)
+        found[name] = result = alone(name, tokens, options)
         if result is None:
             print(f"  {name:36} needs more memory than there is", flush=True)
             continue
