@@ -323,7 +323,7 @@ def rate_of(device: str, dtype: str) -> float:  # operations in a second
     "How fast this machine multiplies square matrices, at its best."
     side, seconds = 8192 if device != "cpu" else 2048, []
     left, right = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    for _ in range(5):
+    for _ in range(50):
         phases = Phases(device)
         left @ right
         seconds.append(phases.take()["rest"])
@@ -346,9 +346,10 @@ def ratio_of(
     "How much longer one contestant took than another."
     pairs = list(zip(seconds_of(above, phases), seconds_of(below, phases)))
     each = [one / other for one, other in pairs]
-    quarters = statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
-    whole = sum(one for one, _ in pairs) / sum(other for _, other in pairs)
-    return {"ratio": whole, "spread": [quarters[0], quarters[2]]}
+    whole = {"ratio": sum(one for one, _ in pairs) / sum(other for _, other in pairs)}
+    if len(each) == 1: return whole
+    low, _, high = statistics.quantiles(each, n=4, method="inclusive")
+    return whole | {"spread": [low, high]}
 
 
 def means(steps: Sequence[Step]) -> Step:
@@ -374,8 +375,8 @@ class Ratios:
     def add(self, name: str, found: Mapping[str, Any], reads: str) -> None:
         "One ratio, the middle half of its parts where there are parts, and which way it reads."
         self.kept[name] = {**found, "reads": reads}
-        low, high = found.get("spread", [found["ratio"]] * 2)
-        print(f"  {name:30}{found['ratio']:7.2f}   ({low:.2f} to {high:.2f})   {reads}", flush=True)
+        spread = f"({' to '.join(f'{x:.2f}' for x in found['spread'])})" if "spread" in found else ""
+        print(f"  {name:30}{found['ratio']:7.2f}   {spread:16}  {reads}", flush=True)
 
     def as_json(self) -> dict[str, Any]:
         "Three tables by the same names."

@@ -105,7 +105,7 @@ def compare(book: str, runs: Sequence[dict[str, Any]], ratios: Ratios) -> dict[s
         if math.isinf(mine): continue
         if math.isinf(theirs): print(f"  {name}_{book}: {who} did not come there")
         else:
-            ratio = {"ratio": theirs / mine, "spread": [min(each), max(each)]}
+            ratio = {"ratio": theirs / mine} | ({"spread": [min(each), max(each)]} if len(each) > 1 else {})
             ratios.add(name if book == "omega" else f"{name}_{book}", ratio, reads)
     return {"best": chosen, "table": [
         {"who": who, "rate": rate, **{what: None if math.isinf(x) else x for what, x in found.items()}}

@@ -52,7 +52,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #c0d782e9
+# %% ../../nbs/17_learn.trainer.ipynb #866a0fee
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -106,7 +106,7 @@ class SDPOTrainer(TaughtTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         "One slice; a step none of whose slices has anything to say ends without moving anything."
         if not self.args.enabled: return super().training_step(model, inputs, num_items_in_batch)
-        if not model.training: model.train()
+        if not self.model.training: model.train()
         inputs, is_last = self._prepare_inputs(inputs), self.accelerator.sync_gradients
         if self._window_start is None:
             self._window_start, self._window_length = self._step, self.current_gradient_accumulation_steps
