@@ -323,7 +323,7 @@ def rate_of(device: str, dtype: str) -> float:  # operations in a second
     "How fast this machine multiplies square matrices, at its best."
     side, seconds = 8192 if device != "cpu" else 2048, []
     left, right = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    for _ in range(50):
+    for _ in range(15):
         phases = Phases(device)
         left @ right
         seconds.append(phases.take()["rest"])
