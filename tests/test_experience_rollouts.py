@@ -12,14 +12,16 @@ from sdpo_nb.experience.branches import choose, folded, planted, reads_once
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from dataclasses import replace
+from unittest.mock import patch
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_close, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
+from sdpo_nb.experience.branches import Trunk
 from transformers import AutoConfig, AutoModelForCausalLM
 from sdpo_nb.experience.rollouts import (
-    Sampling, Sampler, LogpRecorder, to_rollouts, stop_tokens, own_generation, Blend, GenerateSampler, CROWD,
-    StaticSampler, sampler_for
+    Sampling, Sampler, LogpRecorder, to_rollouts, stop_tokens, own_generation, Blend, GenerateSampler, StaticSampler,
+    sampler_for
 )
 from cells import notebook_cell
 
@@ -100,7 +102,7 @@ def test_any_model_samples_through_generate():
         axes.set_xticklabels([tokenizer.decode([token]).strip() for token in attempt.completion_ids], rotation=60);
 
 
-def test_attempts_that_have_ended_leave():
+def test_attempts_that_have_ended_leave_and_twins_are_read_once():
     # %% nbs/05_experience.rollouts.ipynb#d5bb3670
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d5bb3670"):
         model, tokenizer = load_demo()
@@ -152,6 +154,21 @@ def test_attempts_that_have_ended_leave():
             with torch.no_grad(): logits = qwen(ids).logits[0, start - 1 : -1]
             again = logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0]
             test_close(again, torch.tensor(rollout.logps), eps=1e-5)
+
+    # %% nbs/05_experience.rollouts.ipynb#b03b1ba0
+    with notebook_cell("nbs/05_experience.rollouts.ipynb", "b03b1ba0"):
+        read, step = [], Trunk.step
+        with patch.object(Trunk, "step", lambda trunk, tokens: read.append(len(tokens)) or step(trunk, tokens)):
+            rollouts = StaticSampler(model, tokenizer, Sampling(max_new_tokens=20)).sample(Codebook("omega").tasks(8), 8, 1)
+        written = [[(r.task.question, r.completion_ids[:n]) for r in rollouts if len(r.completion_ids) > n] for n in range(1, 20)]
+        test_eq(read, [len(set(several)) for several in written if several])
+        fig, axis = plt.subplots(figsize=(5, 2.2))
+        rows = [len(several) for several in written if several]
+        axis.step(range(1, len(rows) + 1), rows, where="mid", color="0.6", label="attempts that go on")
+        axis.step(range(1, len(read) + 1), read, where="mid", label="read")
+        axis.set(xlabel="tokens written", ylim=(0, None))
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
 
     # %% nbs/05_experience.rollouts.ipynb#d0703e0d
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "d0703e0d"):

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../../nbs/04b_experience.branches.ipynb #a5cc74f5
+# %% ../../nbs/04b_experience.branches.ipynb #6cfa29b5
 class Branches(DynamicLayer):
     "What the attempts have written, as one layer remembers it: in memory laid out in advance."
 
@@ -47,6 +47,14 @@ class Branches(DynamicLayer):
         seen = slice(max(0, self.length - self.window), self.length)
         return self.keys[:, :, seen], self.values[:, :, seen]
 
+    def keep(self, rows: Tensor) -> None:
+        "Go on with some of the attempts, with one that forks more than once."
+        for name in ("keys", "values"):
+            before = getattr(self, name)
+            after = before.new_empty(len(rows), *before.shape[1:])
+            after[:, :, : self.length] = before[rows, :, : self.length]
+            setattr(self, name, after)
+
     def get_seq_length(self) -> int:
         "How many tokens came before, prompts included."
         return self.start + self.length
@@ -66,7 +74,7 @@ def alike(
         else: parts, tokens = [*parts, [index]], lengths[index]
     return parts
 
-# %% ../../nbs/04b_experience.branches.ipynb #4a9f2c2d
+# %% ../../nbs/04b_experience.branches.ipynb #a6a5eea5
 class Trunk:
     "Prompts that a model has read once, and the attempts that branch off them."
 
@@ -119,13 +127,14 @@ class Trunk:
         self.unseen = {window: self.hidden(window) for window in set(self.windows)}
 
     def keep(self, rows: Tensor) -> None:
-        "Go on with some of the attempts alone, and with the prompts that they need."
+        "Go on with some of the attempts, with one that forks more than once, and with the prompts that they need."
+        if len(rows) == len(self.owners) and bool((rows.diff() == 1).all()): return  # all of them, as they are
         left, owners = self.owners[rows].unique(return_inverse=True)
         if len(left) < len(self.mask):
             self.mask, self.lengths = self.mask[left], self.lengths[left]
             for index, pair in enumerate(zip(self.keys, self.values)):
                 self.keys[index], self.values[index] = (x[left] for x in pair)
-        for branch in self.branches.layers: branch.keys, branch.values = branch.keys[rows], branch.values[rows]
+        for branch in self.branches.layers: branch.keep(rows)
         self.place(owners)
 
     def spread(self, x: Tensor) -> Tensor:  # from [B, heads, n, D] to [prompts, heads, width * n, D]
