@@ -96,8 +96,8 @@ def learned(trainer: Any) -> list[float]:
 
 
 def fell(found: list[float]) -> bool:
-    """Whether the loss fell while the attempts stayed the same, five steps at a time."""
-    return all(batch[-1] < 0.9 * batch[0] for batch in (found[:5], found[5:]) if batch)
+    """Whether the loss fell, and did so while the attempts stayed the same, five steps at a time."""
+    return found[-1] < 0.75 * found[0] and all(batch[-1] < 0.9 * batch[0] for batch in (found[:5], found[5:]) if batch)
 
 
 class KeepGradient(TrainerCallback):
@@ -176,10 +176,10 @@ def test_every_family_learns_in_every_precision(how: str, family: str, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:fp16 does nothing on a CPU")
-@pytest.mark.parametrize(("how", "near"), [("bfloat16 by autocast, full", 0.2), ("float16 by autocast, full", 0.01)])
+@pytest.mark.parametrize(("how", "near"), [("bfloat16 by autocast, full", 0.1), ("float16 by autocast, full", 0.01)])
 def test_fewer_bits_find_nearly_the_same_losses(how: str, near: float, tmp_path: Path):
     exact, narrow = (
-        learned(hosted(tmp_path, make(tmp_path, "llama"), **settings | dict(max_steps=5)))  # on the same attempts
+        learned(hosted(tmp_path, make(tmp_path, "llama"), **settings | dict(max_steps=5, learning_rate=1e-2)))
         for make, settings, *_ in (CASES["float32, full"], CASES[how])
     )
     assert exact != narrow and narrow == pytest.approx(exact, rel=near)

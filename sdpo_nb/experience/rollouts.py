@@ -171,7 +171,7 @@ class GenerateSampler:
             out = self.model.generate(ids, attention_mask=mask, logits_processor=voices)
         return to_rollouts(tasks, prompts, out[:, ids.shape[1] :], recorder.finish(out), stops, self.tokenizer)
 
-# %% ../../nbs/05_experience.rollouts.ipynb #723a70a6
+# %% ../../nbs/05_experience.rollouts.ipynb #5e1aa7c3
 @dataclass(frozen=True)
 class StaticSampler:
     "Sampling from prompts that are read once, with branches laid out in advance."
@@ -198,13 +198,13 @@ class StaticSampler:
         here = partial(torch.tensor, device=self.model.device)
         padded = tuple(x.to(self.model.device) for x in pad([*number], self.tokenizer.pad_token_id, "left"))
         owners = here([number[tuple(prompt)] for prompt in prompts]).repeat_interleave(attempts)
-        ends, words = here(sorted(stop_tokens(self.model, self.tokenizer))), self.model.config.get_text_config().vocab_size
+        ends = here(sorted(stop_tokens(self.model, self.tokenizer)))
         tokens, logps = owners.new_zeros(len(owners), room), torch.zeros(len(owners), room, device=owners.device)
         with as_reader(self.model), seeded(seed, self.model.device), folded(self.model):
             dice = torch.stack([torch.rand(room, len(owners), device=owners.device) for _ in range(2)])
             at, rows = owners.sort(stable=True)  # rows that have written the same are at the same branch
             trunk = planted(self.model, padded, at.unique(), room)
-            logits = trunk.first_logits
+            logits, words = trunk.first_logits, trunk.first_logits.shape[1]
             for step in range(room):
                 there = logits if len(at) == len(logits) else logits[at]
                 token, logp = choose(there, self.sampling.temperature, dice[:, step, rows])
