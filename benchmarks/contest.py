@@ -1,29 +1,36 @@
 """Several trainers take the same steps on the same attempts, in turns, and each says where its seconds went.
 
 One contestant takes its step, then the next: whatever else the machine does falls on all of them, and every ratio is
-one of neighbours. The attempts are written down beforehand, in a script. They are `prescribed` (nobody draws any),
+one of neighbours. Each has a process of its own, for two in one process have more threads than there are cores, and
+OpenMP then lets them sleep between any two products. The attempts are written down beforehand, in a script. They are `prescribed` (nobody draws any),
 `replaced` (everybody draws its own, which costs what it costs, and then goes on with the script's) or `own`.
 """
 
 import argparse
+import ctypes
 import json
 import logging
+import multiprocessing
 import random
+import resource
 import statistics
-import threading
+import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peers import Student, our_trainer, peak_memory, stamp, trl_trainer
+from peers import NO_ROOM, Student, our_trainer, peak_memory, stamp, trl_trainer
 from scripts import Script, Shape, beginnings, random_script, student_of
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
@@ -43,15 +50,19 @@ NAMED = {name: name for name in PHASES} | {"update": "optimizer"}  # what others
 ATTEMPTS = ("prescribed", "replaced", "own")
 Step = dict[str, float]  # the seconds of each phase, the loss, and perhaps extra: bytes above what was held before
 Over = Callable[[Step], None]  # told of each step when it is over; returns when it is one's turn again
-Contestant = Callable[[Over], None]  # takes all its steps
+Contestant = Callable[[Over], None]  # takes all its steps; of what can be pickled, for it plays in another process
+LIMIT = 16 * 2**30  # bytes that a process which is weighed may hold
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 class Phases:
     "Seconds of named phases; what is inside another phase does not count for the outer."
 
-    def __init__(self, device: str = "cpu", weighs: bool = False):
+    weighs = False  # whether the bytes of this process are looked at
+
+    def __init__(self, device: str = "cpu"):
         self.device, self.names, self.seconds, self.since = device, ["rest"], Counter(), time.perf_counter()
-        self.weighs, self.held = weighs, None  # bytes of this process
+        self.held: int | None = None  # bytes
 
     def tick(self) -> None:
         "What has passed goes to the innermost phase."
@@ -95,34 +106,61 @@ class Phases:
         setattr(owner, name, counted)
 
 
-def in_turns(contestants: Mapping[str, Contestant], threads: int) -> dict[str, list[Step]]:
+def in_turns(
+    contestants: Mapping[str, Contestant], threads: int, weighs: bool = False
+) -> dict[str, list[Step]]:  # of each, in order
     "Let everybody take one step after the other: the first of each, the second of each, and so on to the end."
-    found, errors, playing = {name: [] for name in contestants}, [], list(contestants)
-    mine, over = {name: threading.Semaphore(0) for name in contestants}, threading.Semaphore(0)
-
-    def take_part(name: str) -> None:
-        def step_over(step: Step) -> None:
-            found[name].append(step)
-            over.release()
-            mine[name].acquire()
-
-        mine[name].acquire()
-        torch.set_num_threads(threads)  # each thread has a number of its own
-        try: contestants[name](step_over)
-        except BaseException as error: errors.append(error)  # the main thread raises it
-        playing.remove(name)
-        over.release()
-
-    for name in contestants: threading.Thread(target=take_part, args=(name,), daemon=True).start()
-    turn = 0
-    with redirect_stdout(StringIO()):
-        while playing and not errors:
-            for name in playing[:: -1 if turn % 2 else 1]:  # nobody is always first
-                mine[name].release()
-                over.acquire()
+    found: dict[str, list[Step]] = {name: [] for name in contestants}
+    context, playing, processes = multiprocessing.get_context("forkserver"), {}, []
+    context.set_forkserver_preload(["sdpo_nb.learn.trainer", "trl.experimental.sdpo"])  # which is slow: once for all
+    try:
+        for name, contestant in contestants.items():
+            playing[name], end = context.Pipe()
+            processes.append(context.Process(target=take_part, args=(contestant, threads, weighs, end), daemon=True))
+            processes[-1].start()
+            end.close()
+        turn = 0
+        while playing:
+            for name in [*playing][:: -1 if turn % 2 else 1]:  # nobody is always first
+                step = asked_for_a_step(name, playing[name])
+                if step: found[name].append(step)
+                else: del playing[name]
             turn += 1
-    if errors: raise errors[0]
+        for process in processes: process.join()
+    finally:
+        for process in processes: process.terminate()
     return found
+
+
+def asked_for_a_step(name: str, player: Connection) -> Step | None:
+    "The next step; None behind the last."
+    try:
+        player.send("your turn")
+        step = player.recv()
+    except (EOFError, OSError) as error: raise MemoryError(f"{name} is gone, as whoever takes too much memory") from error
+    if not isinstance(step, str): return step
+    raise (MemoryError if any(phrase in step for phrase in NO_ROOM) else RuntimeError)(f"{name}:\n{step}")
+
+
+def take_part(contestant: Contestant, threads: int, weighs: bool, end: Connection) -> None:
+    "Play, in a process of its own; where that is weighed, memory goes back at once, and there is a limit."
+    if weighs:
+        Phases.weighs = True
+        if sys.platform == "linux":
+            for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD): ctypes.CDLL(None).mallopt(option, 2**16)
+        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+
+    def over(step: Step) -> None:
+        end.send(step)
+        end.recv()
+
+    quiet()
+    torch.set_num_threads(threads)
+    end.recv()
+    try:
+        with redirect_stdout(StringIO()): contestant(over)
+        end.send(None)
+    except BaseException: end.send(traceback.format_exc())
 
 
 @dataclass(frozen=True)
@@ -138,7 +176,7 @@ class Match:
     aggregation: str = "token-mean"  # TRL has seq-mean-token-mean alone
     device: str = "cpu"
     dtype: str = "float32"
-    weighs: bool = False  # whether the bytes of this process are looked at; for one contestant alone
+    is_checkpointed: bool = False  # whether layers are computed twice, as trainers of TRL's kind do by themselves
 
     @property
     def method(self) -> SDPO:
@@ -153,69 +191,64 @@ class Match:
         return dict(
             per_device_train_batch_size=rows or whole, gradient_accumulation_steps=whole // (rows or whole),
             shuffle_dataset=False, use_cpu=self.device == "cpu", bf16=self.dtype == "bfloat16",
+            gradient_checkpointing=self.is_checkpointed,
         )
 
 
-def ours(match: Match, rows: int | None = None, **settings: Any) -> Contestant:
+def ours(over: Over, match: Match, rows: int | None = None, **settings: Any) -> None:
     "This package's trainer, with so many rows in a pass."
-    def steps(over: Over) -> None:
-        answers = match.script.answers()
+    answers = match.script.answers()
 
-        def host(kind: type) -> type:
-            class Answering(kind):
-                def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-                    if match.attempts == "replaced": super()._generate_single_turn(prompt_ids, *args, **kwargs)
-                    return next(answers)
+    def host(kind: type) -> type:
+        class Answering(kind):
+            def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+                if match.attempts == "replaced": super()._generate_single_turn(prompt_ids, *args, **kwargs)
+                return next(answers)
 
-            return kind if match.attempts == "own" else Answering
+        return kind if match.attempts == "own" else Answering
 
-        objective = match.objective
-        kept = dict(distillation_topk=objective.k, distillation_add_tail=objective.tail)
-        trainer = our_trainer(
-            match.script, match.size, rank=match.rank, student=match.student(), host=host,
-            **dict(
-                match.common(rows), alpha=objective.alpha, support=objective.support, aggregation=match.aggregation,
-                **{} if objective.support == "full" else kept,
-            ) | settings,
-        )
-        trainer.clock = Phases(match.device, match.weighs)
-        watch(trainer, trainer.clock, over)
-        trainer.train()
-
-    return steps
+    objective = match.objective
+    kept = dict(distillation_topk=objective.k, distillation_add_tail=objective.tail)
+    trainer = our_trainer(
+        match.script, match.size, rank=match.rank, student=match.student(), host=host,
+        **dict(
+            match.common(rows), alpha=objective.alpha, support=objective.support, aggregation=match.aggregation,
+            **{} if objective.support == "full" else kept,
+        ) | settings,
+    )
+    trainer.clock = Phases(match.device)
+    watch(trainer, trainer.clock, over)
+    trainer.train()
 
 
-def trl(match: Match, rows: int | None = None, **settings: Any) -> Contestant:
+def trl(over: Over, match: Match, rows: int | None = None, **settings: Any) -> None:
     "TRL's SDPO trainer, with so many rows in a pass."
-    def steps(over: Over) -> None:
-        answers = match.script.answers()
+    answers = match.script.answers()
 
-        def host(kind: type) -> type:
-            class Answering(kind):
-                def _generate(self, prompt_ids):
-                    if match.attempts == "replaced": super()._generate(prompt_ids)
-                    return prompt_ids, next(answers)[0]
+    def host(kind: type) -> type:
+        class Answering(kind):
+            def _generate(self, prompt_ids):
+                if match.attempts == "replaced": super()._generate(prompt_ids)
+                return prompt_ids, next(answers)[0]
 
-            return kind if match.attempts == "own" else Answering
+        return kind if match.attempts == "own" else Answering
 
-        objective, is_full = match.objective, match.objective.support == "full"
-        if objective.support not in ("full", "student_topk"): raise ValueError(f"TRL has no {objective.support}")
-        trainer = trl_trainer(
-            match.script, "sdpo", match.size, rank=match.rank, host=host,
-            student=None if match.student is load_demo else match.student(),  # its teacher comes from the disk
-            **dict(
-                match.common(rows), distillation_alpha=objective.alpha,
-                distillation_mode="full_logits" if is_full else "topk_logits",
-                **{} if is_full else dict(distillation_topk=objective.k, distillation_add_tail=objective.tail),
-            ) | settings,
-        )
-        phases = Phases(match.device, match.weighs)
-        phases.of(trainer, "_generate", lambda: "sample")
-        phases.of(trainer, "_forward_logits", lambda: "student" if torch.is_grad_enabled() else "teacher")
-        watch(trainer, phases, over)
-        trainer.train()
-
-    return steps
+    objective, is_full = match.objective, match.objective.support == "full"
+    if objective.support not in ("full", "student_topk"): raise ValueError(f"TRL has no {objective.support}")
+    trainer = trl_trainer(
+        match.script, "sdpo", match.size, rank=match.rank, host=host,
+        student=None if match.student is load_demo else match.student(),  # its teacher comes from the disk
+        **dict(
+            match.common(rows), distillation_alpha=objective.alpha,
+            distillation_mode="full_logits" if is_full else "topk_logits",
+            **{} if is_full else dict(distillation_topk=objective.k, distillation_add_tail=objective.tail),
+        ) | settings,
+    )
+    phases = Phases(match.device)
+    phases.of(trainer, "_generate", lambda: "sample")
+    phases.of(trainer, "_forward_logits", lambda: "student" if torch.is_grad_enabled() else "teacher")
+    watch(trainer, phases, over)
+    trainer.train()
 
 
 def watch(trainer: Any, phases: Phases, over: Over) -> None:
@@ -250,6 +283,7 @@ def loop_steps(
     "The plain loop of the package; where the script has attempts, it learns from those."
     model, tokenizer = match.student()
     if match.rank: model, _ = add_adapter(model, rank=match.rank, alpha=2.0 * match.rank)
+    if match.is_checkpointed: model.gradient_checkpointing_enable({"use_reentrant": False})
     size, teacher, sampler = match.size, EMA().attach(model), sampler_for(model, tokenizer, match.size.sampling)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=size.learning_rate, weight_decay=0.0, fused=True)
@@ -268,15 +302,12 @@ def loop_steps(
         yield drawn, loss
 
 
-def loop(match: Match, rows: int | None = None) -> Contestant:
+def loop(over: Over, match: Match, rows: int | None = None) -> None:
     "The plain loop, with so many rows in a pass."
-    def steps(over: Over) -> None:
-        phases = Phases(match.device, match.weighs)
-        for _, loss in loop_steps(match, match.script.asked, rows, phases):
-            over(phases.take() | {"loss": loss})
-            phases.take()
-
-    return steps
+    phases = Phases(match.device)
+    for _, loss in loop_steps(match, match.script.asked, rows, phases):
+        over(phases.take() | {"loss": loss})
+        phases.take()
 
 
 def demo_match(book: str, steps: int, seed: int = 0) -> Match:
@@ -300,7 +331,7 @@ def random_match(
         seed=seed,
     )
     return Match(
-        random_script(shape, steps, seed, is_eased), size, lambda: student_of(shape, device, dtype), objective, rank=16,
+        random_script(shape, steps, seed, is_eased), size, partial(student_of, shape, device, dtype), objective, rank=16,
         attempts="prescribed", aggregation="seq-mean-token-mean", device=device, dtype=dtype,
     )
 

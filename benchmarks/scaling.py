@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from contest import (
@@ -34,7 +35,7 @@ SMALL = Shape(
 
 
 def sweeps(base: Shape, by: Sequence[int]) -> dict[str, dict[int, Shape]]:
-    "Each size with its values; where it would drown, the prompt is short. Attempts at a task are short behind a long one."
+    "Each size with its values. Where it would drown, the prompt is short; attempts at a task are short behind a long one."
     times = lambda x: [x * factor for factor in by]
     attempt = lambda size: replace(base, shortest=size, longest=size)
     behind = replace(attempt(base.longest // 2), prompt=2 * base.prompt, remark=base.remark // 2)
@@ -59,7 +60,7 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 def taken(shapes: dict[Any, Shape], options: argparse.Namespace, **settings: Any) -> dict[Any, list[Step]]:
     "The steps of each shape, in turns."
     matches = {name: random_match(shape, 1 + options.steps, OBJECTIVE) for name, shape in shapes.items()}
-    contestants = {name: ours(match, None, **settings) for name, match in matches.items()}
+    contestants = {name: partial(ours, match=match, **settings) for name, match in matches.items()}
     return warm(in_turns(contestants, options.threads or 1))
 
 

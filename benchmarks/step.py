@@ -5,7 +5,9 @@ own too, which is timed, and learns from those. `large`, a Qwen3-like random mod
 64 to 128 tokens behind 512, an adapter of rank 16, 8 x 8 attempts in the long form and 1 x 8 in the short; a success
 and a remark, about 150 tokens, stand in the teacher's prompts. `0.6B` is the same in Qwen3-0.6B's shape, for a GPU;
 `toy` is for tests. Everybody reads as many rows in a pass as a sweep found best for it, which the long form repeats.
-Memory is the peak of a process of its own above what it held when its trainer stood there.
+Layers are computed twice, as trainers of TRL's kind do unless they are told not to (gradient checkpointing). Memory is
+the peak of a process of its own above what it held when its trainer stood there; what it frees goes back at once, so
+that no peak is made of gaps.
 
 Ratios of seconds are theirs over ours: above 1, ours is faster. Those of memory, and of ours with ours, say so.
 """
@@ -13,23 +15,22 @@ Ratios of seconds are theirs over ours: above 1, ours is faster. Those of memory
 import argparse
 import json
 import os
-import resource
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from contest import (
     ATTEMPTS, PHASES, Contestant, Match, Ratios, Step, begin, demo_match, finish, in_turns, loop, means, ours, quiet,
-    random_match, rate_of, ratio_of, show_phases, to_read, trl, warm,
+    random_match, rate_of, ratio_of, seconds_of, show_phases, to_read, trl, warm,
 )
-from peers import apart
 from scripts import SHAPES, operations
 from sdpo_nb.loss.objectives import Objective
 
-LIMIT = 16 * 2**30  # bytes that a process may hold
-ROWS = {"TRL": "1", "ours": "8", "loop": "4"}  # in a pass of a large model, where no sweep says it
-SWEEP = {"TRL": ("1", "2", "4", "8"), "ours": ("2", "8", "16", "8/2048", "8/1024")}  # rows, or rows/tokens
+ROWS = {"TRL": "2", "ours": "8", "loop": "4"}  # in a pass of a large model, where no sweep says it
+SWEEP = {"TRL": ("1", "2", "4", "8"), "ours": ("2", "8", "8/1024")}  # rows, or rows/tokens
 WHO = ("TRL", "ours", "ours, plain", "loop")  # plain: share_prompts=False
 TIE = 1.03  # of what takes at most so much longer than the quickest, that which needs the least memory is the best
 OBJECTIVES = {
@@ -41,12 +42,11 @@ LEARNING = tuple(phase for phase in PHASES if phase != "sample")
 def contestant(name: str, match: Match, rows: str | None, options: argparse.Namespace) -> Contestant:
     "Who takes the steps, by name, with so many rows in a pass, and of ours perhaps so many tokens: 8/1024."
     count, _, tokens = (rows or "").partition("/")
-    in_pass = int(count) if count else None
-    if name == "TRL": return trl(match, in_pass)
-    if name == "loop": return loop(match, in_pass)
+    about = dict(match=match, rows=int(count) if count else None)
+    if name in ("TRL", "loop"): return partial(trl if name == "TRL" else loop, **about)
     settings = {} if name == "ours" else {"share_prompts": False}
     if tokens: settings["tokens_per_pass"] = int(tokens)
-    return ours(match, in_pass, **dict(map(setting, options.set)) | settings)
+    return partial(ours, **about, **dict(map(setting, options.set)) | settings)
 
 
 def setting(words: str) -> tuple[str, Any]:
@@ -59,9 +59,9 @@ def setting(words: str) -> tuple[str, Any]:
 def match_of(shape: str, objective: str, tasks: int | None, steps: int, options: argparse.Namespace) -> Match:
     "Random attempts of a shape, for so many tasks in a step."
     sized = replace(SHAPES[shape], tasks=tasks or SHAPES[shape].tasks)
-    is_eased = steps > 1 and not options.is_long and options.device == "cpu"  # the warm-up is what takes so long
+    is_eased = steps > 1 and options.device == "cpu"  # the warm-up is what takes so long
     match = random_match(sized, steps, OBJECTIVES[objective], options.device, options.dtype, is_eased=is_eased)
-    return replace(match, attempts=options.attempts or match.attempts)
+    return replace(match, attempts=options.attempts or match.attempts, is_checkpointed=True)
 
 
 def threads(options: argparse.Namespace) -> int:
@@ -69,43 +69,34 @@ def threads(options: argparse.Namespace) -> int:
     return options.threads or os.cpu_count()
 
 
-def alone(options: argparse.Namespace) -> dict[str, Any]:
-    "One contestant in this process: the seconds of its steps after the first, and its extra bytes."
-    if options.device == "cpu": resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
-    name, objective, rows, tasks = options.alone
-    match = replace(match_of(options.shapes[0], objective, int(tasks), 1 + options.large_steps, options), weighs=True)
-    steps = in_turns({name: contestant(name, match, rows, options)}, threads(options))[name]
-    learned = warm({name: steps})[name] or steps
-    return {"seconds": sum(means(learned).values()), "extra": max(step["extra"] for step in steps)}
+def weighed(
+    name: str, shape: str, objective: str, rows: str, tasks: int, options: argparse.Namespace
+) -> int | None:  # None where 16 GB do not suffice
+    "The extra bytes of one contestant, in a process that gives back at once what it frees."
+    match = match_of(shape, objective, tasks, 2, options)
+    try: steps = in_turns({name: contestant(name, match, rows, options)}, threads(options), weighs=True)[name]
+    except MemoryError: return None
+    return int(max(step["extra"] for step in steps))
 
 
-def asked_alone(
-    name: str, shape: str, objective: str, rows: str, tasks: int, steps: int, options: argparse.Namespace
-) -> dict[str, Any] | None:
-    "The same in a process of its own; None where 16 GB do not suffice."
-    words = ["--alone", name, objective, rows, str(tasks), "--shapes", shape, "--large-steps", str(steps)]
-    words += ["--device", options.device, "--dtype", options.dtype]
-    if options.threads: words += ["--threads", str(options.threads)]
-    if options.attempts: words += ["--attempts", options.attempts]
-    return apart(__file__, words + [word for pair in options.set for word in ("--set", pair)])
-
-
-def swept(shape: str, objective: str, options: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
+def swept(shape: str, objective: str, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     "Each contestant at each number of rows: seconds for each attempt, and extra bytes."
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    each = SHAPES[shape].attempts
-    print(f"  rows in a pass, {objective}: milliseconds for each attempt, extra GB")
+    each, found, steps = SHAPES[shape].attempts, {}, {}
     for name, sizes in SWEEP.items():
-        found[name] = {}
         for rows in options.sweep or sizes:
             tasks = max(options.sweep_tasks, int(rows.partition("/")[0]) // each)
-            result, shown = asked_alone(name, shape, objective, rows, tasks, 1, options), "more than 16 GB"
-            if result:
-                result["seconds"] /= tasks * each
-                found[name][rows] = result
-                shown = f"{result['seconds'] * 1e3:6.0f} ms {result['extra'] / 1e9:6.2f} GB"
-            print(f"  {name:8}{rows:>16}  {shown}", flush=True)
-    return found
+            extra = weighed(name, shape, objective, rows, tasks, options)
+            if extra is None: print(f"  {name:8}{rows:>8}  more than 16 GB", flush=True)
+            else: found.setdefault(tasks, {})[name, rows] = extra
+    for tasks, sizes in found.items():  # those who take equal steps take them in turns
+        match = match_of(shape, objective, tasks, 1 + options.large_steps, options)
+        playing = {pair: contestant(pair[0], match, pair[1], options) for pair in sizes}
+        for pair, taken in warm(in_turns(playing, threads(options))).items():
+            steps[pair] = {"seconds": statistics.mean(seconds_of(taken)) / (tasks * each), "extra": sizes[pair]}
+    print(f"  rows in a pass, {objective}: milliseconds for each attempt, extra GB")
+    for (name, rows), one in steps.items():
+        print(f"  {name:8}{rows:>8}{one['seconds'] * 1e3:9.0f} ms {one['extra'] / 1e9:6.2f} GB", flush=True)
+    return {name: {rows: one for (who, rows), one in steps.items() if who == name} for name in SWEEP}
 
 
 def best_of(sizes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -135,8 +126,7 @@ def random_bout(shape: str, objective: str, options: argparse.Namespace, ratios:
         plainly = ratio_of(found["ours"], found["ours, plain"], ["teacher"])
         ratios.add(f"teacher_vs_plain{tail}", plainly, "seconds of the teacher, shared / row by row, both ours")
     of_weight = [name for name in names if name != "ours, plain"] if options.weighs else []
-    weighed = {name: asked_alone(name, shape, objective, best[name], tasks, 0, options) for name in of_weight}
-    extra = {name: None if one is None else one["extra"] for name, one in weighed.items()}
+    extra = {name: weighed(name, shape, objective, best[name], tasks, options) for name in of_weight}
     if extra: print("  extra GB: " + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in extra.items() if size))
     if extra.get("TRL") and extra.get("ours"):
         ratios.add(f"{shape}_memory_vs_trl{tail}", {"ratio": extra["ours"] / extra["TRL"]}, "extra bytes, ours / TRL")
@@ -190,24 +180,20 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="of a random model")
     parser.add_argument("--attempts", choices=ATTEMPTS, help="replaced for the demo, prescribed for a random model")
     parser.add_argument("--rows", nargs="*", default=[], metavar="NAME=ROWS", help="in a pass, without a sweep")
-    parser.add_argument("--sweep", nargs="+", help="rows in a pass to try, for everybody")
+    parser.add_argument("--sweep", nargs="*", help="rows in a pass to try, for everybody; nothing: each its own")
     parser.add_argument("--sweep-tasks", type=int, default=1, help="in the steps of the sweep, at least")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one of our settings")
     parser.add_argument("--seconds-only", dest="weighs", action="store_false", help="leave the memory out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--alone", nargs=4, metavar=("NAME", "OBJECTIVE", "ROWS", "TASKS"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     usual = dict(steps=40, seeds=3, large_steps=3, tasks=0, objectives=["top-k", "full"]) if options.is_long else dict(
         steps=40, seeds=1, large_steps=1, tasks=1, objectives=["top-k"])
     usual["dtype"] = "bfloat16" if options.device == "cuda" else "float32"
     for name, value in usual.items():
         if getattr(options, name) is None: setattr(options, name, value)
-    options.sweeps = bool(options.sweep) or options.is_long
+    options.sweeps = options.sweep is not None or options.is_long
     quiet()
-    if options.alone:
-        print(json.dumps(alone(options)))
-        return
     ratios, shapes = Ratios(), {}
     for shape in options.shapes:
         if shape in SHAPES:

@@ -2,6 +2,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ def read_both_ways(result: dict, ratios: set[str]) -> None:
 
 
 def test_everybody_takes_the_same_step(run):
-    words = "--shapes toy --objectives full --rows TRL=2 ours=4 loop=8 --large-steps 1 --contestants TRL ours loop".split()
-    result = run("step", *words, "--seconds-only")
+    rows = ["--rows", "TRL=2", "ours=4", "loop=8", "--contestants", "TRL", "ours", "loop"]
+    result = run("step", "--shapes", "toy", "--objectives", "full", *rows, "--large-steps", "1", "--seconds-only")
     read_both_ways(result, {"toy_step_vs_trl_full"})
     toy = result["shapes"]["toy, full"]
     first, *others = [losses[0] for losses in toy["losses"].values()]
@@ -67,9 +68,11 @@ def test_memory_is_what_is_held_above_what_was_held_before(run):
     from scripts import SHAPES
 
     objective = __import__("step").OBJECTIVES["full"]
-    weighed = lambda shape: max(
-        step["extra"] for step in in_turns({"ours": ours(replace(random_match(shape, 1, objective), weighs=True))}, 1)["ours"]
-    )
+
+    def weighed(shape) -> int:
+        steps = in_turns({"ours": partial(ours, match=random_match(shape, 1, objective))}, 1, weighs=True)["ours"]
+        return max(step["extra"] for step in steps)
+
     small, large = SHAPES["toy"], replace(SHAPES["toy"], prompt=512)
     assert weighed(small) < weighed(large) < 2**30
 
