@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 # The CPU build, unless there is an NVIDIA GPU. Where this index cannot be reached, the plain package is taken.
 TORCH_INDEX ?= $(shell nvidia-smi >/dev/null 2>&1 || echo https://download.pytorch.org/whl/cpu)
 WORKERS ?= 2
-BENCH ?= step scaling time_to_accuracy
+BENCH ?= step scaling sampling time_to_accuracy
 ARGS ?=
 # The older of the two eras of TRL, with what it needs of older packages; Unsloth knows none that is newer.
 ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi idna

@@ -1,9 +1,10 @@
 """Several trainers take the same steps on the same attempts, in turns, and each says where its seconds went.
 
 One contestant takes its step, then the next: whatever else the machine does falls on all of them, and every ratio is
-one of neighbours. Each has a process of its own, for two in one process have more threads than there are cores, and
-OpenMP then lets them sleep between any two products. The attempts are written down beforehand, in a script. They are `prescribed` (nobody draws any),
-`replaced` (everybody draws its own, which costs what it costs, and then goes on with the script's) or `own`.
+one of neighbours. Each has a process of its own: two in one process have more threads than there are cores, and OpenMP
+then lets them sleep between any two products. The attempts are written down beforehand, in a script. They are
+`prescribed` (nobody draws any), `replaced` (everybody draws its own, which costs what it costs, and then goes on with
+the script's) or `own`.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def in_turns(
     "Let everybody take one step after the other: the first of each, the second of each, and so on to the end."
     found: dict[str, list[Step]] = {name: [] for name in contestants}
     context, playing, processes = multiprocessing.get_context("forkserver"), {}, []
-    context.set_forkserver_preload(["sdpo_nb.learn.trainer", "trl.experimental.sdpo"])  # which is slow: once for all
+    context.set_forkserver_preload(["sdpo_nb.learn.trainer", "trl.experimental.sdpo"])  # once for all, for it is slow
     try:
         for name, contestant in contestants.items():
             playing[name], end = context.Pipe()
@@ -137,7 +138,8 @@ def asked_for_a_step(name: str, player: Connection) -> Step | None:
     try:
         player.send("your turn")
         step = player.recv()
-    except (EOFError, OSError) as error: raise MemoryError(f"{name} is gone, as whoever takes too much memory") from error
+    except (EOFError, OSError) as error:
+        raise MemoryError(f"{name} is gone, as whoever takes too much memory") from error
     if not isinstance(step, str): return step
     raise (MemoryError if any(phrase in step for phrase in NO_ROOM) else RuntimeError)(f"{name}:\n{step}")
 
@@ -331,8 +333,8 @@ def random_match(
         seed=seed,
     )
     return Match(
-        random_script(shape, steps, seed, is_eased), size, partial(student_of, shape, device, dtype), objective, rank=16,
-        attempts="prescribed", aggregation="seq-mean-token-mean", device=device, dtype=dtype,
+        random_script(shape, steps, seed, is_eased), size, partial(student_of, shape, device, dtype), objective,
+        rank=16, attempts="prescribed", aggregation="seq-mean-token-mean", device=device, dtype=dtype,
     )
 
 

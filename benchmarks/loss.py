@@ -1,7 +1,7 @@
 """The fused loss beside TRL's functions and the bare matrix products: seconds and extra memory, from hidden states.
 
-Each variant runs in a process of its own, so that no allocator's leftovers count for another. Extra memory is the peak of
-the measured call above what stood before it: inputs, heads and, where the code is compiled, the compiler.
+Each variant runs in a process of its own, so that no allocator's leftovers count for another. Extra memory is the peak
+of the measured call above what stood before it: inputs, heads and, where the code is compiled, the compiler.
 """
 
 import argparse
@@ -107,7 +107,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     "Seconds and extra bytes of one variant, in this process."
     if options.device == "cpu": resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     run, given = variant(options.variant), inputs(options)
-    few = {name: x if name == "weight" else x.detach()[:, :64].requires_grad_(x.requires_grad) for name, x in given.items()}
+    cut = lambda x: x.detach()[:, :64].requires_grad_(x.requires_grad)
+    few = {name: x if name == "weight" else cut(x) for name, x in given.items()}
     run(**few)
     seconds, extra = [], 0
     for _ in range(options.repeats):

@@ -1,11 +1,14 @@
 """Ways to draw attempts from a causal language model, one beside the other: seconds, and their ratio to this package's.
 
 All draw from the same model and prompts, in turns within one process. Prompts are random words, and so is what follows,
-unless `--shape demo`; with `--length` an attempt ends after about so many tokens, at different times.
+unless `--shape demo`; with `--length` an attempt ends after about so many tokens, at different times. The short form
+draws 32 tokens once, the long one 128 three times.
+
+Ratios are theirs over ours: above 1, ours is faster.
 """
 
 import argparse
-import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers import stamp
+from contest import Ratios, begin, finish, quiet
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.core.models import as_reader, pad, positions, render, seeded
@@ -119,7 +122,8 @@ def work_of(options: argparse.Namespace) -> Work:
     torch.manual_seed(0)
     if options.shape == "demo":
         model, tokenizer = load_demo("cpu")
-        prompts, room = [list(p) for p in render(tokenizer, [t.messages for t in Codebook().tasks(options.prompts)])], 20
+        asked, room = [task.messages for task in Codebook().tasks(options.prompts)], 20
+        prompts = [list(prompt) for prompt in render(tokenizer, asked)]
     else:
         heads = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096)
         model = Qwen3ForCausalLM(Qwen3Config(
@@ -129,7 +133,8 @@ def work_of(options: argparse.Namespace) -> Work:
         few = min(options.words - 1, options.words // options.length) if options.length else 1
         model.generation_config.eos_token_id = list(range(1, 1 + few))
         tokenizer, room = SimpleNamespace(pad_token_id=0, eos_token_id=1), options.room
-        lengths = torch.linspace(options.prompt // 8 if options.ragged else options.prompt, options.prompt, options.prompts)
+        shortest = options.prompt // 8 if options.ragged else options.prompt
+        lengths = torch.linspace(shortest, options.prompt, options.prompts)
         prompts = [torch.randint(1 + few, options.words, (int(length),)).tolist() for length in lengths]
     if options.lora:
         ends = model.generation_config.eos_token_id
@@ -151,9 +156,9 @@ def compared(work: Work, names: Sequence[str], repeats: int) -> dict[str, list[f
     return seconds
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     "Measure, and print seconds and ratios."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = begin(__doc__)
     parser.add_argument("--shape", default="random", choices=("random", "demo"))
     parser.add_argument("--ways", nargs="+", default=["ours", "generate", "dealt"], choices=WAYS)
     parser.add_argument("--words", type=int, default=151_936)
@@ -161,21 +166,21 @@ def main() -> None:
     parser.add_argument("--attempts", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt")
     parser.add_argument("--ragged", action="store_true", help="from an eighth of that to all of it")
-    parser.add_argument("--room", type=int, default=128, help="tokens of an attempt")
+    parser.add_argument("--room", type=int, help="tokens of an attempt")
     parser.add_argument("--length", type=int, help="after how many tokens an attempt ends on average; none: never")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print the result last, as one JSON object")
-    options = parser.parse_args()
-    seconds = compared(work_of(options), options.ways, options.repeats)
-    ratios, spread = {}, {}
-    for name, spent in seconds.items():
-        each = sorted(other / own for other, own in zip(spent, seconds[options.ways[0]]))
-        ratios[f"{name}_vs_{options.ways[0]}"], spread[name] = statistics.median(each), each
-        print(f"  {name:10} {statistics.median(spent):8.3f} s  {statistics.median(each):6.2f} ({each[0]:.2f} to {each[-1]:.2f})")
-    del ratios[f"{options.ways[0]}_vs_{options.ways[0]}"]
-    about = {name: x for name, x in vars(options).items() if name != "json"}
-    if options.json: print(json.dumps({"ratios": ratios, "each": spread, "seconds": seconds, "options": about} | stamp()))
+    parser.add_argument("--repeats", type=int)
+    options = parser.parse_args(words)
+    for name, value in (dict(room=128, repeats=3) if options.is_long else dict(room=32, repeats=1)).items():
+        if getattr(options, name) is None: setattr(options, name, value)
+    quiet()
+    torch.set_num_threads(options.threads or os.cpu_count())
+    seconds, ratios = compared(work_of(options), options.ways, options.repeats), Ratios()
+    for name in options.ways[1:]:
+        each = sorted(other / own for other, own in zip(seconds[name], seconds[options.ways[0]]))
+        spread = {"spread": [each[0], each[-1]]} if len(each) > 1 else {}
+        ratios.add(f"{name}_vs_{options.ways[0]}", {"ratio": statistics.median(each)} | spread, "seconds of drawing")
+    finish(ratios.as_json() | {"seconds": seconds}, options)
 
 
 if __name__ == "__main__": main()

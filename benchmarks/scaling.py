@@ -35,7 +35,7 @@ SMALL = Shape(
 
 
 def sweeps(base: Shape, by: Sequence[int]) -> dict[str, dict[int, Shape]]:
-    "Each size with its values. Where it would drown, the prompt is short; attempts at a task are short behind a long one."
+    "Each size with its values. Where it would drown, the prompt is short, as are attempts at a task behind a long one."
     times = lambda x: [x * factor for factor in by]
     attempt = lambda size: replace(base, shortest=size, longest=size)
     behind = replace(attempt(base.longest // 2), prompt=2 * base.prompt, remark=base.remark // 2)
