@@ -14,8 +14,8 @@ from fastcore.test import test_close, test_eq
 from sdpo_nb.loss.distillation import counted_tokens, distillation_loss
 from sdpo_nb.loss.objectives import divergence
 from sdpo_nb.loss.passes import (
-    word_divergence, TILE, NOWHERE, tile_sums, tile_terms, tile_gradient, tile_entropy, norms_of, tile_of,
-    likeliest_words, Compared, Passes, token_gradients, REPAYS, Work, has_compiler, compiled
+    word_divergence, TILE, NOWHERE, tile_sums, tile_meeting, tile_terms, tile_gradient, tile_entropy, norms_of, tile_of,
+    met, likeliest_words, Compared, Passes, token_gradients, REPAYS, Work, has_compiler, compiled
 )
 from cells import notebook_cell
 
@@ -39,7 +39,7 @@ def test_gradients_by_hand():
             test_close(pull - logits.softmax(-1) * pull.sum(-1, keepdim=True), gradient, eps=1e-12)
 
 
-def test_three_passes_over_a_tile():
+def test_passes_over_a_tile():
     # %% nbs/11c_loss.passes.ipynb#a5649bcd
     with notebook_cell("nbs/11c_loss.passes.ipynb", "a5649bcd"):
         torch.manual_seed(0)
