@@ -39,7 +39,7 @@ def stamp() -> dict[str, Any]:
     def git(*words):
         return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
 
-    is_dirty = git("status", "--porcelain", "--", ":/sdpo_nb", ":/benchmarks")  # results being written do not count
+    is_dirty = git("status", "--porcelain", "--", ":/sdpo_nb", ":/benchmarks", ":(top,exclude)benchmarks/results")
     return {
         "commit": git("rev-parse", "--short", "HEAD") + ("-dirty" if is_dirty else ""),
         "python": platform.python_version(),
