@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ NAMED = {name: name for name in PHASES} | {"update": "optimizer"}  # what others
 ATTEMPTS = ("prescribed", "replaced", "own")
 Step = dict[str, float]  # the seconds of each phase, the loss, and perhaps extra: bytes above what was held before
 Over = Callable[[Step], None]  # told of each step when it is over; returns when it is one's turn again
-Contestant = Callable[[Over], None]  # takes all its steps; of what can be pickled, for it plays in another process
+Contestant = partial  # of `ours`, `trl` or `loop`, with its match; it is pickled, for it plays in a process of its own
 LIMIT = 16 * 2**30  # bytes that a process which is weighed may hold
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -112,34 +113,36 @@ def in_turns(
 ) -> dict[str, list[Step]]:  # of each, in order
     "Let everybody take one step after the other: the first of each, the second of each, and so on to the end."
     found: dict[str, list[Step]] = {name: [] for name in contestants}
-    context, playing, processes = multiprocessing.get_context("forkserver"), {}, []
+    context, playing, processes = multiprocessing.get_context("forkserver"), {}, {}
     context.set_forkserver_preload(["sdpo_nb.learn.trainer", "trl.experimental.sdpo"])  # once for all, for it is slow
     try:
         for name, contestant in contestants.items():
             playing[name], end = context.Pipe()
-            processes.append(context.Process(target=take_part, args=(contestant, threads, weighs, end), daemon=True))
-            processes[-1].start()
+            processes[name] = context.Process(target=take_part, args=(contestant, threads, weighs, end), daemon=True)
+            processes[name].start()
             end.close()
         turn = 0
         while playing:
             for name in [*playing][:: -1 if turn % 2 else 1]:  # nobody is always first
-                step = asked_for_a_step(name, playing[name])
+                step = asked_for_a_step(name, playing[name], processes[name])
                 if step: found[name].append(step)
                 else: del playing[name]
             turn += 1
-        for process in processes: process.join()
+        for process in processes.values(): process.join()
     finally:
-        for process in processes: process.terminate()
+        for process in processes.values(): process.terminate()
     return found
 
 
-def asked_for_a_step(name: str, player: Connection) -> Step | None:
+def asked_for_a_step(name: str, player: Connection, process: BaseProcess) -> Step | None:
     "The next step; None behind the last."
     try:
         player.send("your turn")
         step = player.recv()
     except (EOFError, OSError) as error:
-        raise MemoryError(f"{name} is gone, as whoever takes too much memory") from error
+        process.join()
+        killed = process.exitcode == -9  # as whoever takes too much memory
+        raise (MemoryError if killed else RuntimeError)(f"{name} is gone, with {process.exitcode}") from error
     if not isinstance(step, str): return step
     raise (MemoryError if any(phrase in step for phrase in NO_ROOM) else RuntimeError)(f"{name}:\n{step}")
 
@@ -150,7 +153,7 @@ def take_part(contestant: Contestant, threads: int, weighs: bool, end: Connectio
         Phases.weighs = True
         if sys.platform == "linux":
             for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD): ctypes.CDLL(None).mallopt(option, 2**16)
-        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+        if contestant.keywords["match"].device == "cpu": resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
 
     def over(step: Step) -> None:
         end.send(step)

@@ -29,7 +29,7 @@ from contest import (
 from scripts import SHAPES, operations
 from sdpo_nb.loss.objectives import Objective
 
-ROWS = {"TRL": "2", "ours": "8", "loop": "4"}  # in a pass of a large model, where no sweep says it
+ROWS = {"TRL": "1", "ours": "8", "loop": "4"}  # in a pass of a large model, where no sweep says it
 SWEEP = {"TRL": ("1", "2", "4", "8"), "ours": ("2", "8", "8/1024")}  # rows, or rows/tokens
 WHO = ("TRL", "ours", "ours, plain", "loop")  # plain: share_prompts=False
 OBJECTIVES = {
