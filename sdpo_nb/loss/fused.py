@@ -215,8 +215,8 @@ class InHand(torch.autograd.Function):
         ctx.gradients = None
         return None, None, *found
 
-# %% ../../nbs/12_loss.fused.ipynb #394d6ca1
-BUDGETS = {"cpu": 2**26, "cuda": 2**27}  # bytes of a reader's logits at once, by the type of device
+# %% ../../nbs/12_loss.fused.ipynb #4eed238b
+BUDGETS = {"cpu": 5 * 2**23, "cuda": 2**27}  # bytes of a reader's logits at once, by the type of device
 
 # %% ../../nbs/12_loss.fused.ipynb #a6314c74
 def chunks(
