@@ -80,10 +80,11 @@ def test_a_teacher_view_is_what_the_teacher_reads_before_it_reads_the_attempt_ag
 
 
 def test_a_reading_is_two_opinions_on_every_token():
-    # %% nbs/01_core.records.ipynb#8134876d
-    with notebook_cell("nbs/01_core.records.ipynb", "8134876d"):
-        token = TokenReading("41", student=math.log(0.5), teacher=math.log(0.125), divergence=0.4)
-        test_eq(round(math.exp(token.credit), 3), 0.25)
+    # %% nbs/01_core.records.ipynb#e4052243
+    with notebook_cell("nbs/01_core.records.ipynb", "e4052243"):
+        tops = dict(student_top=(("41", 0.5), ("42", 0.4)), teacher_top=(("42", 0.8), ("41", 0.125)))
+        token = TokenReading("41", student=math.log(0.5), teacher=math.log(0.125), divergence=0.4, **tops)
+        test_eq((round(math.exp(token.credit), 3), token.agrees), (0.25, False))
         token.credit
 
 

@@ -133,7 +133,7 @@ class TeacherView:
         parts = ["demonstration"] * (self.demonstration is not None) + ["feedback"] * bool(self.feedback)
         return " and ".join(parts) or ("too long" if self.is_too_long else "no signal")
 
-# %% ../../nbs/01_core.records.ipynb #68177a44
+# %% ../../nbs/01_core.records.ipynb #f830154d
 Candidates = tuple[tuple[str, float], ...]  # the likeliest next tokens, each with its probability
 
 
@@ -147,24 +147,33 @@ class TokenReading:
     divergence: float  # how far apart the two next-token distributions are at this place
     student_top: Candidates = ()  # what the student would rather have said
     teacher_top: Candidates = ()  # what the teacher would rather have said
+    student_entropy: float = math.nan  # how open the student was here, in nats
+    teacher_entropy: float = math.nan  # how open the teacher was
 
     @property
     def credit(self) -> float:
         "The advantage that SDPO gives this token: above zero the teacher likes it better than the student does."
         return self.teacher - self.student
 
-# %% ../../nbs/01_core.records.ipynb #84fc212e
+    @property
+    def agrees(self) -> bool:
+        "Whether both would rather have said the same."
+        return [text for text, _ in self.student_top[:1]] == [text for text, _ in self.teacher_top[:1]]
+
+# %% ../../nbs/01_core.records.ipynb #97f77890
 @dataclass(frozen=True)
 class AttemptReading:
-    "One attempt with both opinions on each of its tokens."
+    "One attempt, what was said of it, and both opinions on each of its tokens."
 
     question: str  # what was asked
     text: str  # what was answered
     feedback: Feedback  # what was said of it
     view: TeacherView  # what the teacher read
-    tokens: tuple[TokenReading, ...]  # one for each token of the attempt
+    tokens: tuple[TokenReading, ...] = ()  # one for each token of the attempt, where both were asked
+    group: int = 0  # attempts at the same task in one step share this number
+    messages: tuple[Message, ...] = ()  # what the student read
 
-# %% ../../nbs/01_core.records.ipynb #bfb5d3e0
+# %% ../../nbs/01_core.records.ipynb #b3e4692a
 @dataclass(frozen=True)
 class StepReport:
     "What one step of training did, and what it cost."
@@ -179,7 +188,8 @@ class StepReport:
     seconds: float = 0.0  # what the step took, measuring excluded
     phases: Mapping[str, float] = field(default_factory=dict)  # of which: sample, feedback, teacher, student, update
     metrics: Mapping[str, float] = field(default_factory=dict)  # entropy, fractions, ratios, ...
-    readings: tuple[AttemptReading, ...] = field(default=(), repr=False)  # a few attempts, where captured
+    readings: tuple[AttemptReading, ...] = field(default=(), repr=False)  # a few attempts at the same tasks each time
+    drawn: tuple[AttemptReading, ...] = field(default=(), repr=False)  # a few of the step's own, their tokens not read
 
     def __str__(self) -> str:
         held_out = "" if self.held_out is None else f", held-out {self.held_out:.1%}"
