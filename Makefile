@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-zero3 test-unsloth test-era test-matrix export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-slow test-browser test-zero3 test-unsloth test-era test-matrix export run-notebooks docs bench demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +30,14 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@$(BIN)/python tools/make_readme.py --check
 	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
-	@echo "== nbdev-test: the notebooks themselves"
-	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --n-workers $(WORKERS)
+	@echo "== nbdev-test: the notebooks that are no chapters, and have no tests of their own"
+	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^[0-9]+[a-z]*_' --n-workers $(WORKERS)
 
 test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped at any moment.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -m "slow and not gpu and not net and not browser" $(ARGS)
+
+test-browser: .venv/.browser  ## Look at reports and at JupyterLab with Chromium; without one this skips, and says so.
+	@$(QUIET) $(BIN)/python -m pytest --quiet -rs -m browser $$(grep -l mark.browser tests/test_*.py) $(ARGS)
 
 test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
 	@$(PIP) --upgrade --no-deps --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
@@ -93,6 +96,10 @@ clean:  ## Remove what the other targets made, save .venv.
 .venv/.dev: .venv/.torch settings.ini
 	@echo "== installing sdpo-nb and its tools (minutes, once)"
 	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
+
+.venv/.browser: .venv/.dev
+	@echo "== installing playwright and jupyterlab (a minute, once)"
+	@$(PIP) --editable '.[browser]' && touch $@
 
 .venv/.era: .venv/.dev
 	@echo "== installing $(ERA)"

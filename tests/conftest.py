@@ -12,6 +12,8 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
 import fastcore.test
 import pytest
 
+pytest_plugins = ["browsing"]  # fixtures: open_page, open_notebook
+
 for name in fastcore.test.__all__:  # `test_eq` and its kin are helpers; pytest would call them where they are imported
     if name.startswith("test"): getattr(fastcore.test, name).__test__ = False
 

@@ -19,7 +19,7 @@ from sdpo_nb.experience.rollouts import Sampler, Sampling, sampler_for
 from sdpo_nb.experience.successes import SuccessBuffer, task_key
 from sdpo_nb.learn.checkpoints import Running
 from sdpo_nb.learn.methods import SDPO, Method, normalizer_of, signal_fractions
-from sdpo_nb.learn.reading import attempt_readings, read
+from sdpo_nb.learn.reading import attempt_readings, in_words, read
 from sdpo_nb.learn.teachers import EMA, MOMENTS, Teacher
 from sdpo_nb.loss.distillation import COUNTS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ from sdpo_nb.learn.teachers import Frozen, Live, Restart, TrustRegion
 from sdpo_nb.loss.objectives import Objective
 from sdpo_nb.learn.loop import (
     LoopConfig, check_run, Clock, backward, update, share_passed, pass_rate, teacher_pass_rate, look_at, looked,
-    rows_of, step_metrics, FREE, settings_of, steps, SILENCE, fit
+    rows_of, step_metrics, FREE, settings_of, steps, SILENCE, SHOWN, fit
 )
 from cells import notebook_cell
 

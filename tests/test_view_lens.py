@@ -6,16 +6,17 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 from sdpo_nb.core.records import AttemptReading, StepReport, TeacherView, TokenReading
-from sdpo_nb.view.plots import candidate_rows, percent, preferred, shade, visible
+from sdpo_nb.view.attempts import candidate_rows
+from sdpo_nb.view.style import percent, preferred, shade, visible
 import re
 from dataclasses import replace
 from fastcore.test import test_eq
 from sdpo_nb.core.records import Feedback
-from sdpo_nb.view.plots import example_reading, example_run, example_token
+from sdpo_nb.view.style import example_reading, example_run, example_token
 from sdpo_nb.view.lens import (
-    static, snapshot, Html, readable, tag, finite, data_island, spaced, opinion_rows, share_html, opinion_html,
-    token_label, token_html, marked, turn_text, view_html, attempt_html, thinned, step_html, LENS_LEGEND, controls_html,
-    lens_html
+    static, script, snapshot, Html, readable, tag, finite, data_island, spaced, opinion_rows, share_html, opinion_html,
+    token_label, token_html, marked, turn_text, view_html, RUN, tokens_html, kinds_of, attempt_html, thinned, step_html,
+    LENS_LEGEND, KINDS, controls_html, lens_frame, lens_html
 )
 from cells import notebook_cell
 
@@ -99,6 +100,13 @@ def test_an_attempt():
         html = str(attempt_html(reading))
         test_eq((html.count("<script"), html.count("<img"), html.count("</script")), (1, 0, 1))
         assert "(an empty attempt)" in attempt_html(replace(reading, tokens=()))
+
+    # %% nbs/20_view.lens.ipynb#8cb9d969
+    with notebook_cell("nbs/20_view.lens.ipynb", "8cb9d969"):
+        told = example_reading()
+        test_eq(kinds_of(told), "all failed")
+        test_eq(kinds_of(replace(told, view=TeacherView(told.view.messages)), success=0.0), "all succeeded silent")
+        test_eq([attempt_html(replace(told, tokens=told.tokens[:1] * n)).count('class="run"') for n in (500, 501)], [0, 3])
 
     # %% nbs/20_view.lens.ipynb#1368abb0
     with notebook_cell("nbs/20_view.lens.ipynb", "1368abb0"):

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from sdpo_nb.core.records import StepReport
-from sdpo_nb.view.lens import Html, data_island, lens_html, static, tag, thinned
-from sdpo_nb.view.plots import curve, percent, phase_seconds
+from sdpo_nb.view.lens import Html, data_island, lens_html, script, static, tag, thinned
+from sdpo_nb.view.plots import curve, phase_seconds
+from sdpo_nb.view.style import percent
 import re
 import tempfile
 from fastcore.test import expect_fail, test_eq
-from sdpo_nb.view.plots import example_run
+from sdpo_nb.view.style import example_run
 from sdpo_nb.view.report import (
     Line, curve_lines, round_steps, Frame, axes_svg, line_svg, curve_svg, key_html, numbers_html, curve_html,
     phases_html, settings_html, Point, before_after, when_text, header_html, page_html, section_html, LENS_LEAD,

@@ -9,12 +9,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from sdpo_nb.core.records import AttemptReading, StepReport, TokenReading
-from sdpo_nb.view.plots import APART, TEACHER, curve, key_colour, percent, preferred, shade, visible
+from sdpo_nb.view.plots import curve
+from sdpo_nb.view.style import APART, TEACHER, key_colour, percent, preferred, shade, visible
 import io
 from dataclasses import replace
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.records import Feedback
-from sdpo_nb.view.plots import example_reading, example_run, example_token
+from sdpo_nb.view.style import example_reading, example_run, example_token
 from sdpo_nb.view.terminal import (
     sparkline, duration, figures, plain_line, frame, LiveDisplay, token_text, LEGEND, attempt_text, attempts_text
 )

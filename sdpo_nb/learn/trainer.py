@@ -52,7 +52,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #ff5c9f18
+# %% ../../nbs/17_learn.trainer.ipynb #a098ba38
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -318,6 +318,10 @@ class SDPOTrainer(TaughtTrainer):
             resume_from_checkpoint = last_whole_checkpoint(folder := self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no checkpoint in {folder} was written to its end; begin without resume_from_checkpoint")
-        for callback in self.callback_handler.callbacks:
-            if getattr(callback, "trainer", self) is None: callback.trainer = self  # it looks on
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        onlookers = [one for one in self.callback_handler.callbacks if hasattr(one, "close") and hasattr(one, "trainer")]
+        for one in onlookers: one.trainer = self
+        try: return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            for one in onlookers:
+                one.trainer = None
+                one.close()

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/21_view.report.ipynb #44afcf9b
+# %% ../../nbs/21_view.report.ipynb #a1dec24f
 from ..core.records import StepReport
-from .lens import Html, data_island, lens_html, static, tag, thinned
-from .plots import curve, percent, phase_seconds
+from .lens import Html, data_island, lens_html, script, static, tag, thinned
+from .plots import curve, phase_seconds
+from .style import percent
 
 # %% ../../nbs/21_view.report.ipynb #782a23b1
 @dataclass(frozen=True)
@@ -233,15 +234,15 @@ def header_html(
     if others: parts.append(tag("ul.others", *others))
     return tag("header", *parts, *([tag("p.note", note)] if note else []))
 
-# %% ../../nbs/21_view.report.ipynb #2162c456
+# %% ../../nbs/21_view.report.ipynb #7648768f
 def page_html(
     title: str,  # of the window
     *parts: Html,  # of the page
 ) -> str:
     "A whole page around some parts: style and script inside, nothing from elsewhere."
     meta = tag("meta", charset="utf-8"), tag("meta", name="viewport", content="width=device-width, initial-scale=1")
-    head = tag("head", *meta, tag("title", title), Html(f"<style>{static('report.css')}</style>"))
-    body = tag("body.sdpo.sdpo-page", tag("main", *parts), Html(f"<script>{static('report.js')}</script>"))
+    head = tag("head", *meta, tag("title", title), Html(f"<style>{static('parts.css')}</style>"))
+    body = tag("body.sdpo.sdpo-page", tag("main", *parts), Html(f"<script>{script()}</script>"))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 # %% ../../nbs/21_view.report.ipynb #d7e58e4d

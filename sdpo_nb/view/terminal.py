@@ -21,9 +21,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-# %% ../../nbs/22_view.terminal.ipynb #37cd4b01
+# %% ../../nbs/22_view.terminal.ipynb #ac3eec25
 from ..core.records import AttemptReading, StepReport, TokenReading
-from .plots import APART, TEACHER, curve, key_colour, percent, preferred, shade, visible
+from .plots import curve
+from .style import APART, TEACHER, key_colour, percent, preferred, shade, visible
 
 # %% ../../nbs/22_view.terminal.ipynb #e9cd1945
 def sparkline(

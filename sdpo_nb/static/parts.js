@@ -1,6 +1,7 @@
-// Brings a report, or a part of one, to life. Everything that can be read is in the HTML already; this adds choosing a token, moving
-// between steps, changing the colours, and reading values off the curve. Model output reaches the page as textContent only.
-(() => {
+// Brings the parts of a report or of a widget to life. Everything that can be read is in the HTML already; this adds choosing a token,
+// moving between steps, changing the colours, finding attempts, and reading values off a curve. Model output reaches the page escaped
+// by view.lens.tag, or as textContent.
+const sdpo = (() => {
   "use strict";
 
   const make = (name, properties = {}, ...children) => {
@@ -9,7 +10,7 @@
     return element;
   };
 
-  // The same words as view.plots.percent.
+  // The same words as view.style.percent.
   const percent = p => p === null ? "not listed" : p > 0 && p < 0.0005 ? "<0.1%" : p >= 0.9995 && p < 1 ? ">99.9%"
     : p === 0 || p === 1 ? `${100 * p}%` : `${(100 * p).toFixed(1)}%`;
   const signed = x => x === null ? "?" : (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(2);
@@ -20,7 +21,7 @@
     return make("td", {}, make("div", {}, bar, make("span", { textContent: percent(p) })));
   };
 
-  // The same table as view.report.opinion_html.
+  // The same table as view.lens.opinion_html.
   function showOpinion(panel, token) {
     const [name, credit, divergence, rows] = token;
     panel.querySelector(".about").replaceChildren(
@@ -37,9 +38,12 @@
     const data = JSON.parse(card.querySelector("script[type='application/json']").textContent);
     const panel = card.querySelector(".opinion");
     let pinned = Math.max(0, tokens.findIndex(token => token.classList.contains("chosen")));
+    let shown = pinned;
     const show = i => {
       showOpinion(panel, data[i]);
-      tokens.forEach((token, j) => token.classList.toggle("chosen", j === i));
+      tokens[shown].classList.remove("chosen");
+      tokens[i].classList.add("chosen");
+      shown = i;
     };
     const pin = i => {
       tokens[pinned].tabIndex = -1;
@@ -49,13 +53,10 @@
       tokens[i].setAttribute("aria-pressed", "true");
       show(i);
     };
-    tokens.forEach((token, i) => {
-      token.tabIndex = -1;
-      token.addEventListener("pointerenter", event => { if (event.pointerType === "mouse") show(i); });
-      token.addEventListener("click", () => pin(i));
-      token.addEventListener("focus", () => pin(i));
-    });
-    const group = card.querySelector(".tokens");
+    const group = card.querySelector(".tokens"), place = event => tokens.indexOf(event.target.closest(".token"));
+    tokens.forEach(token => { token.tabIndex = -1; });
+    for (const kind of ["click", "focusin"]) group.addEventListener(kind, event => { if (place(event) >= 0) pin(place(event)); });
+    group.addEventListener("pointerover", event => { if (event.pointerType === "mouse" && place(event) >= 0) show(place(event)); });
     group.addEventListener("pointerleave", () => show(pinned));
     group.addEventListener("keydown", event => {
       const to = { ArrowRight: pinned + 1, ArrowLeft: pinned - 1, ArrowDown: pinned + 1, ArrowUp: pinned - 1, Home: 0, End: tokens.length - 1 }[event.key];
@@ -64,8 +65,10 @@
       tokens[Math.min(tokens.length - 1, Math.max(0, to))].focus();
     });
     pin(pinned);
+    card.sdpo = { pinned: () => pinned, pin: i => { if (i < tokens.length) pin(i); } };
   }
 
+  // Steps of which one is shown. A report brings them all in its HTML; a widget adds them as they come, and they wait as text.
   function lens(root) {
     root.classList.add("alive");
     const buttons = [...root.querySelectorAll(".switch button")];
@@ -73,17 +76,60 @@
       root.dataset.colour = button.value;
       buttons.forEach(other => other.setAttribute("aria-pressed", String(other === button)));
     }));
-    const slider = root.querySelector(".slide input");
-    const steps = [...root.querySelectorAll(".step")];
-    if (!slider) return;
-    const show = () => {
-      const chosen = steps[slider.value];
-      steps.forEach(step => { step.hidden = step !== chosen; });
-      slider.setAttribute("aria-valuetext", `step ${chosen.dataset.step}`);
-      root.querySelector(".slide output").textContent = `step ${chosen.dataset.step}`;
+    const holder = root.querySelector(".steps"), slider = root.querySelector(".slide input"), output = root.querySelector(".slide output");
+    const search = root.querySelector("input[type=search]"), kinds = root.querySelector(".kinds"), none = root.querySelector(".none-found");
+    const steps = [...holder.children].map(element => ({ key: Number(element.dataset.step), element }));
+    let at = 0, follows = false;
+    const sift = () => {
+      const words = search.value.toLowerCase(), cards = [...(steps[at]?.element?.querySelectorAll("article") ?? [])];
+      for (const card of cards) {
+        card.hidden = !(` ${card.dataset.kinds} `.includes(` ${kinds.value} `) && card.textContent.toLowerCase().includes(words));
+      }
+      none.hidden = !cards.length || cards.some(card => !card.hidden);
     };
-    slider.addEventListener("input", show);
-    show();
+    const cards = () => [...(steps[at]?.element?.querySelectorAll("article") ?? [])];
+    const show = i => {
+      const pinned = cards().map(card => [card.dataset.asked, card.sdpo?.pinned()]);
+      for (const step of steps) {
+        if (step.html === undefined) step.element.hidden = true;
+        else if (step.element) { step.element.remove(); step.element = undefined; }
+      }
+      at = i;
+      const step = steps[at];
+      if (!step) return;
+      if (!step.element) {
+        step.element = parse(step.html);
+        holder.append(step.element);
+        enliven(holder);
+      }
+      step.element.hidden = false;
+      cards().forEach((card, j) => { if (pinned[j] && pinned[j][0] === card.dataset.asked) card.sdpo?.pin(pinned[j][1]); });
+      sift();
+      slider.max = Math.max(0, steps.length - 1);
+      slider.value = at;
+      slider.closest(".slide").hidden = steps.length < 2;
+      slider.setAttribute("aria-valuetext", `step ${step.key}`);
+      output.textContent = `step ${step.key}`;
+    };
+    slider.addEventListener("input", () => { follows = Number(slider.value) === steps.length - 1; show(Number(slider.value)); });
+    search.addEventListener("input", sift);
+    kinds.addEventListener("change", sift);
+    root.sdpo = {
+      // Another step, or another look at the last one; those that are not in `keys` go. Whoever looks at the newest sees it at once.
+      add(key, html, keys) {
+        const seen = steps[at]?.key, known = steps.findIndex(step => step.key === key);
+        steps[at]?.element?.contains(document.activeElement) && document.activeElement.blur();
+        if (known >= 0) { steps[known].element?.remove(); steps[known] = { key, html }; } else steps.push({ key, html });
+        for (const step of steps.filter(step => !keys.includes(step.key))) {
+          step.element?.remove();
+          steps.splice(steps.indexOf(step), 1);
+        }
+        const place = steps.findIndex(step => step.key === seen);
+        show(follows || place < 0 || seen === key ? steps.length - 1 : place);
+        follows ||= steps.length === 1;
+      },
+    };
+    if (steps.length) show(0);
   }
 
   function curve(figure) {
@@ -131,8 +177,19 @@
   }
 
   const parts = { attempt, lens, curve };
-  for (const element of document.querySelectorAll("[data-sdpo]:not([data-ready])")) {
-    element.dataset.ready = "";
-    parts[element.dataset.sdpo](element);
+
+  function parse(html) {
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    return template.content.firstElementChild;
   }
+
+  function enliven(root) {
+    for (const element of root.querySelectorAll("[data-sdpo]:not([data-ready])")) {
+      element.dataset.ready = "";
+      parts[element.dataset.sdpo](element);
+    }
+  }
+
+  return { enliven };
 })();
