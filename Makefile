@@ -9,6 +9,9 @@ ARGS ?=
 # The older of the two eras of TRL, with what it needs of older packages; Unsloth knows none that is newer.
 ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi idna
 UNSLOTH ?= unsloth==2026.10.9 unsloth_zoo==2026.10.9 requests urllib3 charset_normalizer
+# What Google Colab's kernel has, and what these need (github.com/googlecolab/backend-info, August 2026).
+COLAB ?= ipywidgets==7.7.1 anywidget==0.9.21 ipykernel==6.17.1 ipython==7.34.0 traitlets==5.7.1 jupyter_client==7.4.9 \
+         ipython_genutils decorator pickleshare backcall nest_asyncio entrypoints
 TRAINER ?= $(patsubst %,tests/test_learn_%.py,config inputs inside hosting taught trainer) $(wildcard tests/test_trainer*.py)
 
 BIN := .venv/bin
@@ -16,7 +19,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser test-zero3 test-unsloth test-era test-matrix export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-slow test-browser test-zero3 test-unsloth test-colab test-era test-matrix export run-notebooks docs bench demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +39,7 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped at any moment.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -m "slow and not gpu and not net and not browser" $(ARGS)
 
-test-browser: .venv/.browser  ## Look at reports and at JupyterLab with Chromium; without one this skips, and says so.
+test-browser: .venv/.browser  ## Look at reports and notebooks with Chromium; without one this skips, and says so.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -rs -m browser $$(grep -l mark.browser tests/test_*.py) $(ARGS)
 
 test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
@@ -45,6 +48,9 @@ test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpe
 
 test-unsloth: .venv/.unsloth  ## Run the trainer beside Unsloth, in folders that nothing else sees.
 	@PYTHONPATH=$(CURDIR)/.venv/unsloth:$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet tests/test_unsloth_compat.py $(ARGS)
+
+test-colab: .venv/.colab  ## Run the widgets with Google Colab's packages, in a folder that nothing else sees.
+	@PYTHONPATH=$(CURDIR)/.venv/colab $(QUIET) $(BIN)/python -m pytest --quiet tests/test_colab.py $(ARGS)
 
 test-era: .venv/.era  ## Run the trainer's tests with the older TRL and Transformers that Unsloth allows.
 	@echo "== $(ERA)"
@@ -98,7 +104,7 @@ clean:  ## Remove what the other targets made, save .venv.
 	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
 
 .venv/.browser: .venv/.dev
-	@echo "== installing playwright and jupyterlab (a minute, once)"
+	@echo "== installing playwright and two Jupyters (a minute, once)"
 	@$(PIP) --editable '.[browser]' && touch $@
 
 .venv/.era: .venv/.dev
@@ -108,3 +114,7 @@ clean:  ## Remove what the other targets made, save .venv.
 .venv/.unsloth: .venv/.era
 	@echo "== installing $(UNSLOTH)"
 	@$(PIP) --upgrade --no-deps --target .venv/unsloth $(UNSLOTH) && touch $@
+
+.venv/.colab: .venv/.dev
+	@echo "== installing $(COLAB)"
+	@$(PIP) --upgrade --no-deps --target .venv/colab $(COLAB) && touch $@

@@ -64,7 +64,13 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "refine": "learn.testtime",
     "solve": "learn.testtime",
     "discovery": "learn.testtime",
+    "reports_of": "learn.watching",
     "write_report": "view.report",
+    "TokenLens": "view.widgets",
+    "TrainingMonitor": "view.widgets",
+    "RolloutBrowser": "view.widgets",
+    "CompareLens": "view.widgets",
+    "WidgetCallback": "run.live",
 }
 __all__ = list(_HOMES)
 

@@ -46,7 +46,15 @@ from sdpo_nb.learn.testtime import (
     refine as refine,
     solve as solve,
 )
+from sdpo_nb.learn.watching import reports_of as reports_of
 from sdpo_nb.view.report import write_report as write_report
+from sdpo_nb.view.widgets import (
+    CompareLens as CompareLens,
+    RolloutBrowser as RolloutBrowser,
+    TokenLens as TokenLens,
+    TrainingMonitor as TrainingMonitor,
+)
+from sdpo_nb.run.live import WidgetCallback as WidgetCallback
 
 __version__: str
 __all__: list[str]

@@ -35,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,10 @@ ARGS = ["--no-sandbox", f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {HERE}"
 SETTINGS = {  # of JupyterLab: no news, no toasts, and every cell in the page even where nobody looks
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
     "notebook-extension/tracker": {"windowingMode": "none"},
+}
+PROGRAMS = {  # what each Jupyter has to be told besides
+    "jupyterlab": ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"],
+    "notebook": ["--JupyterNotebookApp.expose_app_in_browser=True"],
 }
 
 FAINT = """least => {
@@ -154,10 +159,10 @@ def open_page(browser) -> Iterator[Callable[..., "Page"]]:
 
 
 class Lab:
-    """JupyterLab in a folder of its own, with its own settings and the kernel of this Python."""
+    """JupyterLab, or Notebook 7, in a folder of its own, with its own settings and the kernel of this Python."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.token = folder, secrets.token_hex(8)
+    def __init__(self, folder: Path, program: str = "jupyterlab") -> None:
+        self.folder, self.program, self.token = folder, program, secrets.token_hex(8)
         with socket.socket() as free:
             free.bind((HERE, 0))
             self.address = f"http://{HERE}:{free.getsockname()[1]}"
@@ -182,11 +187,10 @@ class Lab:
         """Start the server; what it says goes into lab.log."""
         options = ["--no-browser", "--allow-root", f"--ip={HERE}", f"--port={urlsplit(self.address).port}",
                    f"--ServerApp.root_dir={self.folder}", f"--IdentityProvider.token={self.token}",
-                   "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True",
-                   "--LabApp.extension_manager=readonly", "--ServerApp.terminals_enabled=False"]
+                   "--ServerApp.port_retries=0", "--ServerApp.terminals_enabled=False", *PROGRAMS[self.program]]
         env = {name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")} | homes
         with open(self.folder / "lab.log", "w", encoding="utf-8") as log:
-            return subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=self.folder, env=env,
+            return subprocess.Popen([sys.executable, "-m", self.program, *options], cwd=self.folder, env=env,
                                     stdout=log, stderr=subprocess.STDOUT)
 
     def wait_ready(self, seconds: float = 60) -> None:
@@ -195,7 +199,7 @@ class Lab:
         while time.monotonic() < end and self.process.poll() is None:
             try: return urlopen(f"{self.address}/api?token={self.token}", timeout=5).close()
             except (URLError, TimeoutError): time.sleep(0.1)
-        raise RuntimeError("JupyterLab did not start: " + (self.folder / "lab.log").read_text(encoding="utf-8")[-2000:])
+        raise RuntimeError(f"{self.program} did not start: " + (self.folder / "lab.log").read_text(encoding="utf-8")[-2000:])
 
     def add(self, *cells: str) -> str:
         """Write a notebook of some code cells, and return its name."""
@@ -216,14 +220,14 @@ class Lab:
 
 
 class Notebook:
-    """A notebook as JupyterLab shows it; `page` is Playwright's, for all that is not here, such as `emulate_media`."""
+    """A notebook as Jupyter shows it; `page` is Playwright's, for all that is not here, such as `emulate_media`."""
 
-    SHOWN = "window.jupyterapp?.shell.currentWidget"  # what stands in the middle of JupyterLab
+    SHOWN = "window.jupyterapp?.shell.currentWidget"  # what stands in the middle
     KERNEL = f"{SHOWN}?.sessionContext?.session?.kernel"
 
-    def __init__(self, page: "Page", name: str) -> None:
+    def __init__(self, page: "Page", name: str | None = None) -> None:  # a file to open; None: the page shows one
         self.page = page
-        page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', { path }); }", name)
+        if name: page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', { path }); }", name)
         self.wait_ready()
         self.wait_done()
 
@@ -281,15 +285,21 @@ class Notebook:
         self.page.evaluate(f"{self.SHOWN}.sessionContext.shutdown().then(() => {self.SHOWN}.dispose())")
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory, browser) -> Iterator[Lab]:
-    """A running JupyterLab."""
-    need("jupyterlab")
-    lab = Lab(tmp_path_factory.mktemp("lab"))
+@contextmanager
+def running(folder: Path, program: str) -> Iterator[Lab]:
+    """A Jupyter that answers, and is stopped in the end."""
+    need(program)
+    lab = Lab(folder, program)
     try:
         lab.wait_ready()
         yield lab
     finally: lab.stop()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, browser) -> Iterator[Lab]:
+    """A running JupyterLab."""
+    with running(tmp_path_factory.mktemp("lab"), "jupyterlab") as lab: yield lab
 
 
 @pytest.fixture(scope="module")

@@ -146,3 +146,38 @@ def test_a_snapshot_reads_well_everywhere(open_page, snapshots, name, scheme):
 def test_a_snapshot_can_be_read_without_its_script(open_page, snapshots):
     page = open_page(snapshots["lens"], java_script_enabled=False)
     assert page.locator(".attempt").count() == 10 and all(step.is_visible() for step in page.locator(".step").all())
+
+
+LONG = """
+import time
+callback = WidgetCallback()
+start = time.perf_counter()
+trainer(callback, 500, per_device_train_batch_size=16).train()
+seconds = time.perf_counter() - start;
+"""
+COST = "print(len(callback.widgets[0].pieces), len(callback.widgets[1].reports), round(callback.spent / (seconds - callback.spent), 4), round(seconds))"
+
+
+def test_a_run_of_500_steps_stays_small(open_notebook, lab, record_property):
+    notebook = open_notebook(MADE, LONG, COST)
+    page, kept = notebook.page, []
+    session = page.context.new_cdp_session(page)
+
+    def heap() -> int:
+        session.send("HeapProfiler.collectGarbage")
+        return session.send("Runtime.getHeapUsage")["usedSize"]
+
+    notebook.run_all()
+    for step in (60, 490):
+        page.wait_for_function("least => +(document.querySelector('.monitor h3')?.innerText.match(/step (\\d+)/)?.[1] ?? 0) >= least",
+                               arg=step, timeout=300_000)
+        kept.append(heap())
+    notebook.wait_done(300)
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    steps, points, share, seconds = map(float, notebook.text(2).split())
+    size = max(path.stat().st_size for path in lab.folder.glob("*.ipynb"))
+    print(f"heap {kept[0] / 2**20:.1f} and {kept[1] / 2**20:.1f} MiB, notebook {size / 1024:.0f} KiB, "
+          f"widgets took {share:.2%} of the training's {seconds:.0f} s")
+    record_property("heap", kept), record_property("notebook", size), record_property("share", share)
+    assert 3 <= steps <= 9 and points == 200
+    assert kept[1] - kept[0] < 8 * 2**20 and size < 64 * 1024

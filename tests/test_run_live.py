@@ -2,9 +2,12 @@
 from collections.abc import Sequence
 from typing import Any
 from sdpo_nb.core.records import StepReport
+from sdpo_nb.learn.taught import TaughtTrainer
 from sdpo_nb.learn.watching import Watch
 from sdpo_nb.view.terminal import LiveDisplay
-from sdpo_nb.view.widgets import Live, TokenLens, TrainingMonitor
+from sdpo_nb.view.widgets import TokenLens, TrainingMonitor, Widget
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils.notebook import NotebookProgressCallback
 import io
 import tempfile
 from contextlib import redirect_stdout
@@ -18,14 +21,13 @@ from sdpo_nb.learn.trainer import SDPOTrainer
 from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 from sdpo_nb.view.widgets import RolloutBrowser
 from dataclasses import replace
-from transformers import PrinterCallback
-from sdpo_nb.run.live import shows_widgets, WidgetCallback
+from sdpo_nb.run.live import shows_widgets, PRINTERS, WidgetCallback
 from cells import notebook_cell
 
 
 def test_beside_sdpotrainer():
-    # %% nbs/25_run.live.ipynb#26e8adb0
-    with notebook_cell("nbs/25_run.live.ipynb", "26e8adb0"):
+    # %% nbs/25_run.live.ipynb#6cd6a89a
+    with notebook_cell("nbs/25_run.live.ipynb", "6cd6a89a"):
         environment, folder = Codebook("omega"), tempfile.TemporaryDirectory()
 
         def trained(callback, **settings):
@@ -34,17 +36,16 @@ def test_beside_sdpotrainer():
             config = demo(output_dir=folder.name, seed=0, **dict(max_steps=12, logging_steps=1) | quiet | settings)
             data = Dataset.from_list(as_rows(environment.tasks(64)))
             trainer = SDPOTrainer(model, as_reward(environment), config, data, processing_class=tokenizer, callbacks=[callback])
-            trainer.remove_callback(PrinterCallback)
             trainer.train()
             return trainer
 
-    # %% nbs/25_run.live.ipynb#9d5b4c36
-    with notebook_cell("nbs/25_run.live.ipynb", "9d5b4c36"):
+    # %% nbs/25_run.live.ipynb#b51ecbae
+    with notebook_cell("nbs/25_run.live.ipynb", "b51ecbae"):
         lens, monitor, groups = TokenLens(), TrainingMonitor(title="SDPO on omega"), RolloutBrowser(steps=2)
         said = io.StringIO()
         with redirect_stdout(said): trained(WidgetCallback([lens, monitor, groups], every=6))
         test_eq([step for step, _ in lens.pieces], [0, 6, 12])
-        test_eq((len(monitor.reports), len(groups.pieces)), (13, 2))
+        test_eq((len(monitor.reports), len(groups.pieces), "student_entropy" in said.getvalue()), (13, 2, False))
         print(said.getvalue())
 
     # %% nbs/25_run.live.ipynb#b7e1a380
@@ -61,8 +62,8 @@ def test_beside_sdpotrainer():
 
 
 def test_beside_the_plain_loop():
-    # %% nbs/25_run.live.ipynb#26e8adb0
-    with notebook_cell("nbs/25_run.live.ipynb", "26e8adb0"):
+    # %% nbs/25_run.live.ipynb#6cd6a89a
+    with notebook_cell("nbs/25_run.live.ipynb", "6cd6a89a"):
         environment, folder = Codebook("omega"), tempfile.TemporaryDirectory()
 
         def trained(callback, **settings):
@@ -71,7 +72,6 @@ def test_beside_the_plain_loop():
             config = demo(output_dir=folder.name, seed=0, **dict(max_steps=12, logging_steps=1) | quiet | settings)
             data = Dataset.from_list(as_rows(environment.tasks(64)))
             trainer = SDPOTrainer(model, as_reward(environment), config, data, processing_class=tokenizer, callbacks=[callback])
-            trainer.remove_callback(PrinterCallback)
             trainer.train()
             return trainer
 
@@ -86,8 +86,8 @@ def test_beside_the_plain_loop():
 
 
 def test_stopped_by_hand():
-    # %% nbs/25_run.live.ipynb#26e8adb0
-    with notebook_cell("nbs/25_run.live.ipynb", "26e8adb0"):
+    # %% nbs/25_run.live.ipynb#6cd6a89a
+    with notebook_cell("nbs/25_run.live.ipynb", "6cd6a89a"):
         environment, folder = Codebook("omega"), tempfile.TemporaryDirectory()
 
         def trained(callback, **settings):
@@ -96,7 +96,6 @@ def test_stopped_by_hand():
             config = demo(output_dir=folder.name, seed=0, **dict(max_steps=12, logging_steps=1) | quiet | settings)
             data = Dataset.from_list(as_rows(environment.tasks(64)))
             trainer = SDPOTrainer(model, as_reward(environment), config, data, processing_class=tokenizer, callbacks=[callback])
-            trainer.remove_callback(PrinterCallback)
             trainer.train()
             return trainer
 

@@ -575,7 +575,7 @@ def test_what_the_engine_thought_of_its_tokens_comes_back_in_the_loss(
         assert (ratio[real] != 1).float().mean() > 0.5  # the engine computes in 16 bits
         if trained == "all weights" and len(found) == 1:
             assert loss == pytest.approx(by_hand(trainer, model, inputs, inputs["completion_mask"], ratio), rel=1e-4)
-            assert abs(loss - by_hand(trainer, model, inputs, inputs["completion_mask"])) > 1e-6
+            assert loss != pytest.approx(by_hand(trainer, model, inputs, inputs["completion_mask"]), rel=2e-4)
         if case == "aligned":
             assert torch.equal(inputs["old_per_token_logps"], sampled) and "rollout_weights" not in inputs
         elif len(found) == 1:  # nothing has moved since the attempts were drawn

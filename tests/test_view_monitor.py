@@ -19,9 +19,12 @@ from cells import notebook_cell
 
 
 def test_small_curves():
-    # %% nbs/22a_view.monitor.ipynb#eceee21d
-    with notebook_cell("nbs/22a_view.monitor.ipynb", "eceee21d"):
+    # %% nbs/22a_view.monitor.ipynb#882bba1b
+    with notebook_cell("nbs/22a_view.monitor.ipynb", "882bba1b"):
         run = [replace(report, metrics={"student_entropy": 1 / (1 + report.step), "agreement": 0.5}) for report in example_run()]
+
+    # %% nbs/22a_view.monitor.ipynb#21a3aafc
+    with notebook_cell("nbs/22a_view.monitor.ipynb", "21a3aafc"):
         charts = charts_html(run)
         test_eq(re.findall(r"<b>([^<]+)</b>", charts), ["pass rate", "loss", "entropy", "agreement"])
         charts
@@ -34,12 +37,23 @@ def test_small_curves():
 
 
 def test_the_newest_attempts():
-    # %% nbs/22a_view.monitor.ipynb#8e37a687
-    with notebook_cell("nbs/22a_view.monitor.ipynb", "8e37a687"):
-        newest_html([example_reading(), example_reading(1.0)])
+    # %% nbs/22a_view.monitor.ipynb#882bba1b
+    with notebook_cell("nbs/22a_view.monitor.ipynb", "882bba1b"):
+        run = [replace(report, metrics={"student_entropy": 1 / (1 + report.step), "agreement": 0.5}) for report in example_run()]
+
+    # %% nbs/22a_view.monitor.ipynb#94aa4d0d
+    with notebook_cell("nbs/22a_view.monitor.ipynb", "94aa4d0d"):
+        two = [example_reading(), replace(example_reading(1.0), group=0), replace(example_reading(1.0), group=1)]
+        test_eq(["ka=Q so=M" in newest_html(two, n) for n in (1, 2)], [False, True])
+        test_eq([newest_html(two, n).count("<li>") for n in (1, 2, 3)], [1, 2, 3])
+        newest_html(two)
 
 
 def test_all_of_it():
+    # %% nbs/22a_view.monitor.ipynb#882bba1b
+    with notebook_cell("nbs/22a_view.monitor.ipynb", "882bba1b"):
+        run = [replace(report, metrics={"student_entropy": 1 / (1 + report.step), "agreement": 0.5}) for report in example_run()]
+
     # %% nbs/22a_view.monitor.ipynb#85261f88
     with notebook_cell("nbs/22a_view.monitor.ipynb", "85261f88"):
         half = monitor_html(run[:21], 40, 12.0)

@@ -14,20 +14,27 @@ import tempfile
 from dataclasses import replace
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.view.style import example_group, example_reading, example_run
-from sdpo_nb.view.widgets import left_out, Live, Steps, TokenLens, TrainingMonitor, RolloutBrowser, CompareLens
+from sdpo_nb.view.widgets import left_out, Widget, Steps, TokenLens, TrainingMonitor, RolloutBrowser, CompareLens
 from cells import notebook_cell
 
 
 def test_what_every_widget_does():
+    # %% nbs/22c_view.widgets.ipynb#4010aeff
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
+        lens = TokenLens(example_run())
+
     # %% nbs/22c_view.widgets.ipynb#22d2c2fb
     with notebook_cell("nbs/22c_view.widgets.ipynb", "22d2c2fb"):
         test_eq((left_out([0, 10, 12, 20]), left_out([0, 1])), (12, None))
 
 
 def test_what_the_teacher_would_have_said():
-    # %% nbs/22c_view.widgets.ipynb#ee074985
-    with notebook_cell("nbs/22c_view.widgets.ipynb", "ee074985"):
+    # %% nbs/22c_view.widgets.ipynb#4010aeff
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
         lens = TokenLens(example_run())
+
+    # %% nbs/22c_view.widgets.ipynb#a9294ee7
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "a9294ee7"):
         test_eq([key for key, _ in lens.pieces], [0, 20, 40])
         lens.snapshot()
 
@@ -41,6 +48,10 @@ def test_what_the_teacher_would_have_said():
 
 
 def test_how_it_goes():
+    # %% nbs/22c_view.widgets.ipynb#4010aeff
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
+        lens = TokenLens(example_run())
+
     # %% nbs/22c_view.widgets.ipynb#452f08d0
     with notebook_cell("nbs/22c_view.widgets.ipynb", "452f08d0"):
         monitor = TrainingMonitor(40, "SDPO on omega")
@@ -57,12 +68,20 @@ def test_how_it_goes():
 
 
 def test_who_taught_whom():
+    # %% nbs/22c_view.widgets.ipynb#4010aeff
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
+        lens = TokenLens(example_run())
+
     # %% nbs/22c_view.widgets.ipynb#280780db
     with notebook_cell("nbs/22c_view.widgets.ipynb", "280780db"):
         RolloutBrowser([replace(report, drawn=tuple(example_group())) for report in example_run()[1:2]]).snapshot()
 
 
 def test_two_models_on_one_prompt():
+    # %% nbs/22c_view.widgets.ipynb#4010aeff
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
+        lens = TokenLens(example_run())
+
     # %% nbs/22c_view.widgets.ipynb#e0166b33
     with notebook_cell("nbs/22c_view.widgets.ipynb", "e0166b33"):
         compare = CompareLens({"before": [example_reading()], "after": [example_reading(1.0)]})
@@ -74,6 +93,10 @@ def test_two_models_on_one_prompt():
 
 
 def test_a_picture_that_stays():
+    # %% nbs/22c_view.widgets.ipynb#4010aeff
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
+        lens = TokenLens(example_run())
+
     # %% nbs/22c_view.widgets.ipynb#33608545
     with notebook_cell("nbs/22c_view.widgets.ipynb", "33608545"):
         with tempfile.TemporaryDirectory() as folder:
@@ -82,3 +105,13 @@ def test_a_picture_that_stays():
             text = page.read_text(encoding="utf-8")
         test_eq((text.count("<section"), text.count("http"), text.startswith("<!doctype html>")), (3, 0, True))
         f"{len(text) / 1024:.0f} KiB"
+
+    # %% nbs/22c_view.widgets.ipynb#9c90a7dd
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "9c90a7dd"):
+        evil = "</script><img src=x onerror=alert(1)>"
+        hostile = replace(example_reading(), question=evil, text=evil, messages=({"role": evil, "content": evil},))
+        report = StepReport(1, 8, 0.0, readings=(hostile,), drawn=(hostile,))
+        monitor = TrainingMonitor(title=evil)
+        monitor(report)
+        several = TokenLens([report]), monitor, RolloutBrowser([report]), CompareLens({evil: [hostile]})
+        test_eq([widget.snapshot().count("<img") for widget in several], [0, 0, 0, 0])

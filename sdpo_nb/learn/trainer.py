@@ -52,7 +52,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #a098ba38
+# %% ../../nbs/17_learn.trainer.ipynb #da22eff6
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -318,10 +318,8 @@ class SDPOTrainer(TaughtTrainer):
             resume_from_checkpoint = last_whole_checkpoint(folder := self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no checkpoint in {folder} was written to its end; begin without resume_from_checkpoint")
-        onlookers = [one for one in self.callback_handler.callbacks if hasattr(one, "close") and hasattr(one, "trainer")]
-        for one in onlookers: one.trainer = self
+        onlookers = [one for one in self.callback_handler.callbacks if hasattr(one, "attach") and hasattr(one, "detach")]
+        for one in onlookers: one.attach(self)
         try: return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            for one in onlookers:
-                one.trainer = None
-                one.close()
+            for one in onlookers: one.detach()

@@ -143,7 +143,7 @@ def look_at(
         passed = [score >= threshold for score in trainer.newest[0].rewards]
     return read, sum(passed) / len(passed)
 
-# %% ../../nbs/17a_learn.watching.ipynb #72860f8a
+# %% ../../nbs/17a_learn.watching.ipynb #38af5ae0
 class Watch(TrainerCallback):
     "Reports a trainer's steps, and now and then what both readers think."
 
@@ -159,10 +159,21 @@ class Watch(TrainerCallback):
         if every is not None and every < 1: raise ValueError(f"every is 1 step or more, not {every}; for no looks say shown=0")
         if not 0 <= share < 1: raise ValueError(f"share is of the time, from 0 to below 1, not {share}")
         self.on_report, self.shown, self.every, self.share, self.k, self.drawn = on_report, shown, every, share, k, drawn
-        self.trainer: Any = None  # is told by SDPOTrainer.train
+        self.trainer: TaughtTrainer | None = None  # while it trains
         self.last: StepReport | None = None
         self.first = 0  # the step that a run goes on from
         self.began, self.spent, self.cost = time.perf_counter(), 0.0, 0.0
+
+    def attach(
+        self,
+        trainer: TaughtTrainer,  # that is about to train
+    ) -> None:
+        "Look at this one."
+        self.trainer = trainer
+
+    def detach(self) -> None:
+        "The run is over, or was stopped."
+        self.trainer = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         "The model as it came."
@@ -187,9 +198,6 @@ class Watch(TrainerCallback):
         "The model as it is now."
         if self.last and not self.last.readings and (seen := self.look()):
             self.tell(replace(self.last, readings=tuple(seen[0])))
-
-    def close(self) -> None:
-        "The run is over, or was stopped."
 
     @property
     def per_step(self) -> int:

@@ -55,7 +55,10 @@ const sdpo = (() => {
     };
     const group = card.querySelector(".tokens"), place = event => tokens.indexOf(event.target.closest(".token"));
     tokens.forEach(token => { token.tabIndex = -1; });
-    for (const kind of ["click", "focusin"]) group.addEventListener(kind, event => { if (place(event) >= 0) pin(place(event)); });
+    let isPinned = false;  // by the reader
+    for (const kind of ["click", "focusin"]) {
+      group.addEventListener(kind, event => { if (place(event) >= 0) { pin(place(event)); isPinned = true; } });
+    }
     group.addEventListener("pointerover", event => { if (event.pointerType === "mouse" && place(event) >= 0) show(place(event)); });
     group.addEventListener("pointerleave", () => show(pinned));
     group.addEventListener("keydown", event => {
@@ -65,7 +68,7 @@ const sdpo = (() => {
       tokens[Math.min(tokens.length - 1, Math.max(0, to))].focus();
     });
     pin(pinned);
-    card.sdpo = { pinned: () => pinned, pin: i => { if (i < tokens.length) pin(i); } };
+    card.sdpo = { pinned: () => isPinned ? pinned : null, pin: i => { if (i < tokens.length) { pin(i); isPinned = true; } } };
   }
 
   // Steps of which one is shown. A report brings them all in its HTML; a widget adds them as they come, and they wait as text.
@@ -103,7 +106,7 @@ const sdpo = (() => {
         enliven(holder);
       }
       step.element.hidden = false;
-      cards().forEach((card, j) => { if (pinned[j] && pinned[j][0] === card.dataset.asked) card.sdpo?.pin(pinned[j][1]); });
+      cards().forEach((card, j) => { if (pinned[j]?.[0] === card.dataset.asked && pinned[j][1] != null) card.sdpo?.pin(pinned[j][1]); });
       sift();
       slider.max = Math.max(0, steps.length - 1);
       slider.value = at;

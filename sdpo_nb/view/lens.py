@@ -262,7 +262,7 @@ LENS_LEGEND = tag(
     tag("span.of-credit", tag("i.more"), "the teacher likes it more"),
     tag("span", tag("b", "M"), "the teacher would have said M"))
 
-# %% ../../nbs/20_view.lens.ipynb #5240df6b
+# %% ../../nbs/20_view.lens.ipynb #a7dd3665
 KINDS = {"all": "all attempts", "failed": "failed", "succeeded": "succeeded", "silent": "no signal"}
 
 
@@ -270,7 +270,7 @@ def controls_html(
     steps: Sequence[int],  # that can be chosen
 ) -> Html:
     "Two colourings, what to look for, and a slider over steps; all of it needs the script."
-    choices = ("divergence", "disagreement", "true"), ("credit", "credit", "false")
+    choices = ("divergence", "disagreement", "true"), ("credit", "credit (log-ratio)", "false")
     buttons = [tag("button", words, type="button", value=value, aria_pressed=on) for value, words, on in choices]
     switch = tag("div.switch", *buttons, role="group", aria_label="Colour by")
     options = [tag("option", words, value=kind) for kind, words in KINDS.items()]

@@ -75,17 +75,19 @@ def charts_html(
         if lines: parts.append(chart_html(name, lines))
     return tag("div.charts", *parts)
 
-# %% ../../nbs/22a_view.monitor.ipynb #4832f86a
+# %% ../../nbs/22a_view.monitor.ipynb #da7c71b5
 def newest_html(
     attempts: Sequence[AttemptReading],  # of the last step
     limit: int = 3,  # shown at most
 ) -> Html:
-    "What was answered just now, and what was said of it."
+    "What was answered just now, and what was said of it; of as many tasks as there is room for."
+    firsts = {(one.group, one.question): one for one in reversed(attempts)}
+    shown = [*reversed(firsts.values()), *(one for one in attempts if one not in firsts.values())][:limit]
     def item(one):
         said = tag("p.quiet", one.feedback.text) if one.feedback.text else ""
         words = tag("div", tag("p.quiet", one.question[:200]), tag("code", one.text[:600] or "(nothing)"), said)
         return tag("li", tag("b", f"{one.feedback.score:.3g}"), words)
-    return tag("div.newest", tag("span.quiet", "the newest attempts"), tag("ol", *map(item, attempts[:limit])))
+    return tag("div.newest", tag("span.quiet", "the newest attempts"), tag("ol", *map(item, shown)))
 
 # %% ../../nbs/22a_view.monitor.ipynb #e7a13658
 def monitor_html(
