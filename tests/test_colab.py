@@ -138,17 +138,8 @@ def test_the_widgets_are_shown_in_the_cell_that_trains(run, trained):
     assert models == tell(run, "[widget.model_id for widget in callback.widgets]")
     opened = [one["content"]["comm_id"] for one in trained if one["msg_type"] == "comm_open"]
     assert set(models) <= set(opened)
-    first, last = (place(one["msg_type"] == "comm_msg" for one in trained) for place in (first_of, last_of))
-    views = [i for i, one in enumerate(trained) if one in shown(trained)]
-    assert first < last and max(views) < last
-
-
-def first_of(found) -> int:
-    return next(i for i, is_found in enumerate(found) if is_found)
-
-
-def last_of(found) -> int:
-    return max(i for i, is_found in enumerate(found) if is_found)
+    news = [one["content"]["data"]["state"] for one in trained[trained.index(shown(trained)[-1]):] if one["msg_type"] == "comm_msg"]
+    assert sum("newest" in state for state in news) == 4, "they are shown before the first step is told"
 
 
 def test_a_step_is_sent_once_and_all_of_them_at_the_end(run, trained):

@@ -4,6 +4,7 @@ from typing import Any
 from sdpo_nb.core.records import StepReport
 from sdpo_nb.learn.taught import TaughtTrainer
 from sdpo_nb.learn.watching import Watch
+from sdpo_nb.view.lens import snapshot
 from sdpo_nb.view.terminal import LiveDisplay
 from sdpo_nb.view.widgets import TokenLens, TrainingMonitor, Widget
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback

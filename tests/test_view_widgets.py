@@ -33,9 +33,10 @@ def test_what_the_teacher_would_have_said():
     with notebook_cell("nbs/22c_view.widgets.ipynb", "4010aeff"):
         lens = TokenLens(example_run())
 
-    # %% nbs/22c_view.widgets.ipynb#a9294ee7
-    with notebook_cell("nbs/22c_view.widgets.ipynb", "a9294ee7"):
+    # %% nbs/22c_view.widgets.ipynb#1ca376be
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "1ca376be"):
         test_eq([key for key, _ in lens.pieces], [0, 20, 40])
+        test_eq(repr(lens), "TokenLens of steps 0 to 40: alive in a notebook; .snapshot() keeps it where no kernel runs")
         lens.snapshot()
 
     # %% nbs/22c_view.widgets.ipynb#44001dce

@@ -7,13 +7,14 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/run.live.html.md"""
 # %% auto #0
 __all__ = ['PRINTERS', 'shows_widgets', 'WidgetCallback']
 
-# %% ../../nbs/25_run.live.ipynb #44c5efa9
+# %% ../../nbs/25_run.live.ipynb #f23a52d3
 from collections.abc import Sequence
 from typing import Any
 
 from ..core.records import StepReport
 from ..learn.taught import TaughtTrainer
 from ..learn.watching import Watch
+from ..view.lens import snapshot
 from ..view.terminal import LiveDisplay
 from ..view.widgets import TokenLens, TrainingMonitor, Widget
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -27,7 +28,7 @@ def shows_widgets() -> bool:
     shell = get_ipython()
     return shell is not None and hasattr(shell, "kernel")
 
-# %% ../../nbs/25_run.live.ipynb #c6ee2082
+# %% ../../nbs/25_run.live.ipynb #8426569f
 PRINTERS = PrinterCallback, ProgressCallback, NotebookProgressCallback  # of transformers
 
 
@@ -47,6 +48,7 @@ class WidgetCallback(Watch):
         self.is_notebook = shows_widgets() if is_notebook is None else is_notebook
         self.widgets: list[Widget] = []  # those of the last run
         self.is_open, self.display = False, None
+        self.handles: list[Any] = []  # of what is displayed
         self.silenced: list[TrainerCallback] = []
 
     def attach(
@@ -76,7 +78,8 @@ class WidgetCallback(Watch):
         if self.is_notebook:
             from IPython.display import display
 
-            for widget in self.widgets: display(widget)
+            bundles = [widget._repr_mimebundle_() for widget in self.widgets]
+            self.handles = [display(data, metadata=about, raw=True, display_id=True) for data, about in bundles]
         else:
             self.display = LiveDisplay(max(1, self.steps), self.title)
             self.display.__enter__()
@@ -94,5 +97,7 @@ class WidgetCallback(Watch):
         "The run is over, or was stopped: what is shown is complete, and stays."
         if not self.is_open: return
         for widget in self.widgets: widget.settle()
+        for handle, widget in zip(self.handles, self.widgets):
+            handle.update({"text/html": snapshot(widget.whole()), "text/plain": repr(widget)}, raw=True)
         if self.display: self.display.__exit__(None, None, None)
-        self.is_open, self.display = False, None
+        self.is_open, self.display, self.handles = False, None, []

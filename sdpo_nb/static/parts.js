@@ -74,6 +74,8 @@ const sdpo = (() => {
   // Steps of which one is shown. A report brings them all in its HTML; a widget adds them as they come, and they wait as text.
   function lens(root) {
     root.classList.add("alive");
+    // To JupyterLab: a key that is pressed here is not meant for the notebook.
+    root.addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
     const buttons = [...root.querySelectorAll(".switch button")];
     buttons.forEach(button => button.addEventListener("click", () => {
       root.dataset.colour = button.value;
@@ -83,16 +85,19 @@ const sdpo = (() => {
     const search = root.querySelector("input[type=search]"), kinds = root.querySelector(".kinds"), none = root.querySelector(".none-found");
     const steps = [...holder.children].map(element => ({ key: Number(element.dataset.step), element }));
     let at = 0, follows = false;
+    const cards = () => [...(steps[at]?.element?.querySelectorAll("article") ?? [])];
     const sift = () => {
-      const words = search.value.toLowerCase(), cards = [...(steps[at]?.element?.querySelectorAll("article") ?? [])];
-      for (const card of cards) {
+      const words = search.value.toLowerCase();
+      for (const card of cards()) {
         card.hidden = !(` ${card.dataset.kinds} `.includes(` ${kinds.value} `) && card.textContent.toLowerCase().includes(words));
       }
-      none.hidden = !cards.length || cards.some(card => !card.hidden);
+      none.hidden = !cards().length || cards().some(card => !card.hidden);
     };
-    const cards = () => [...(steps[at]?.element?.querySelectorAll("article") ?? [])];
-    const show = i => {
-      const pinned = cards().map(card => [card.dataset.asked, card.sdpo?.pinned()]);
+    const places = () => ({
+      pinned: cards().map(card => [card.dataset.asked, card.sdpo?.pinned()]),
+      focused: cards().findIndex(card => card.querySelector(".tokens")?.contains(document.activeElement)),
+    });
+    const show = (i, { pinned, focused } = places()) => {
       for (const step of steps) {
         if (step.html === undefined) step.element.hidden = true;
         else if (step.element) { step.element.remove(); step.element = undefined; }
@@ -107,6 +112,7 @@ const sdpo = (() => {
       }
       step.element.hidden = false;
       cards().forEach((card, j) => { if (pinned[j]?.[0] === card.dataset.asked && pinned[j][1] != null) card.sdpo?.pin(pinned[j][1]); });
+      cards()[focused]?.querySelector(".token[tabindex='0']")?.focus({ preventScroll: true });
       sift();
       slider.max = Math.max(0, steps.length - 1);
       slider.value = at;
@@ -120,15 +126,14 @@ const sdpo = (() => {
     root.sdpo = {
       // Another step, or another look at the last one; those that are not in `keys` go. Whoever looks at the newest sees it at once.
       add(key, html, keys) {
-        const seen = steps[at]?.key, known = steps.findIndex(step => step.key === key);
-        steps[at]?.element?.contains(document.activeElement) && document.activeElement.blur();
+        const seen = steps[at]?.key, left = places(), known = steps.findIndex(step => step.key === key);
         if (known >= 0) { steps[known].element?.remove(); steps[known] = { key, html }; } else steps.push({ key, html });
         for (const step of steps.filter(step => !keys.includes(step.key))) {
           step.element?.remove();
           steps.splice(steps.indexOf(step), 1);
         }
         const place = steps.findIndex(step => step.key === seen);
-        show(follows || place < 0 || seen === key ? steps.length - 1 : place);
+        show(follows || place < 0 || seen === key ? steps.length - 1 : place, left);
         follows ||= steps.length === 1;
       },
     };

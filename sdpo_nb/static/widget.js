@@ -10,8 +10,6 @@ function initialize({ model }) {
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "sdpo";
-  // To JupyterLab: a key that is pressed here is meant for the widget.
-  root.addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
   el.append(root);
   let shown = new Map();
   const add = () => {

@@ -29,7 +29,7 @@ def left_out(
     inner = range(1, len(steps) - 1)
     return steps[min(inner, key=lambda i: steps[i + 1] - steps[i - 1])] if inner else None
 
-# %% ../../nbs/22c_view.widgets.ipynb #e6b7ccd0
+# %% ../../nbs/22c_view.widgets.ipynb #93f26ede
 class Widget(anywidget.AnyWidget):
     "A widget whose HTML is written in Python, and lives in the page."
 
@@ -42,6 +42,13 @@ class Widget(anywidget.AnyWidget):
     def __init__(self, html: str, pieces: Sequence[tuple[int, str]] = ()):
         self.is_running = False
         super().__init__(html=html, pieces=[list(piece) for piece in pieces])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.about()}: alive in a notebook; .snapshot() keeps it where no kernel runs"
+
+    def about(self) -> str:
+        "What it shows, in a few words; where no widget can be shown, they stand in its place."
+        return ""
 
     def _should_send_property(self, key: str, value: Any) -> bool:
         "While a run goes on the page hears of what is new, and of nothing twice."
@@ -79,7 +86,7 @@ class Widget(anywidget.AnyWidget):
         if path is not None: Path(path).write_text(page_html(title, part), encoding="utf-8", errors="backslashreplace")
         return part
 
-# %% ../../nbs/22c_view.widgets.ipynb #e13f0d72
+# %% ../../nbs/22c_view.widgets.ipynb #2b61501c
 class Steps(Widget):
     "A lens over the steps of a run."
 
@@ -94,6 +101,10 @@ class Steps(Widget):
         super().__init__(lens_frame())
         for report in reports: self(report)
         self.settle()
+
+    def about(self) -> str:
+        "The first and the last step."
+        return f" of steps {self.pieces[0][0]} to {self.pieces[-1][0]}" if self.pieces else ""
 
     def write(self, report: StepReport) -> Html | None:
         "The HTML of a step; None where there is nothing to show."
