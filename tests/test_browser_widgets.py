@@ -180,6 +180,7 @@ def test_a_run_of_500_steps_stays_small(open_notebook, lab, record_property):
           f"widgets took {share:.2%} of the training's {seconds:.0f} s")
     record_property("heap", kept), record_property("notebook", size), record_property("share", share)
     assert 3 <= steps <= 9 and points == 200
+    assert share < 0.03
     assert kept[1] - kept[0] < 8 * 2**20 and size < 300 * 1024
 
 

@@ -19,7 +19,7 @@ from sdpo_nb.experience.rollouts import Sampler, Sampling, sampler_for
 from sdpo_nb.experience.successes import SuccessBuffer, task_key
 from sdpo_nb.learn.checkpoints import Running
 from sdpo_nb.learn.methods import SDPO, Method, normalizer_of, signal_fractions
-from sdpo_nb.learn.reading import attempt_readings, in_words, read
+from sdpo_nb.learn.reading import attempt_readings, in_words, read, whole_groups
 from sdpo_nb.learn.teachers import EMA, MOMENTS, Teacher
 from sdpo_nb.loss.distillation import COUNTS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

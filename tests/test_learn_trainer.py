@@ -34,7 +34,7 @@ from sdpo_nb.learn.presets import demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
 from sdpo_nb.learn.methods import SDPO
 from transformers import PrinterCallback
-from sdpo_nb.learn.trainer import Follow, FIXED, SDPOTrainer
+from sdpo_nb.learn.trainer import Follow, Onlooker, FIXED, SDPOTrainer
 from cells import notebook_cell
 
 

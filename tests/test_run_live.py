@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 from sdpo_nb.core.records import StepReport
-from sdpo_nb.learn.taught import TaughtTrainer
+from sdpo_nb.learn.trainer import SDPOTrainer
 from sdpo_nb.learn.watching import Watch
 from sdpo_nb.view.lens import snapshot
 from sdpo_nb.view.terminal import LiveDisplay
@@ -18,7 +18,6 @@ from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
 from sdpo_nb.learn.loop import fit
 from sdpo_nb.learn.presets import demo
-from sdpo_nb.learn.trainer import SDPOTrainer
 from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 from sdpo_nb.view.widgets import RolloutBrowser
 from dataclasses import replace

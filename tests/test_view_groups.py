@@ -3,31 +3,31 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from sdpo_nb.core.records import AttemptReading, Message, StepReport
+from sdpo_nb.view.attempts import sibling_shown
 from sdpo_nb.view.lens import Html, attempt_html, kinds_of, tag, turn_text, view_html
 from dataclasses import replace
 from fastcore.test import test_eq
 from sdpo_nb.core.records import Feedback, TeacherView
 from sdpo_nb.view.style import example_reading, example_run
 from fastcore.test import expect_fail
-from sdpo_nb.view.groups import (
-    difference_html, groups_of, taught_by, prompt_html, card_html, group_html, groups_html, sides_html
-)
+from sdpo_nb.view.groups import difference_html, groups_of, prompt_html, card_html, group_html, groups_html, sides_html
 from cells import notebook_cell
 
 
 def test_what_two_attempts_did_differently():
-    # %% nbs/22b_view.groups.ipynb#fa3e73e7
-    with notebook_cell("nbs/22b_view.groups.ipynb", "fa3e73e7"):
+    # %% nbs/22b_view.groups.ipynb#574e3c82
+    with notebook_cell("nbs/22b_view.groups.ipynb", "574e3c82"):
         test_eq(difference_html("ka=Q so=Y", "ka=Q so=M"), '<p class="words">ka=Q so=<del>Y</del><ins>M</ins></p>')
+        long = "".join(f"line {i}\n" for i in range(300))
+        test_eq(difference_html(long + "no", long + "yes").count("<ins>"), 1)
         difference_html("ka=Q so=Y be=J", "ka=Q so=M be=P")
 
 
 def test_a_group():
-    # %% nbs/22b_view.groups.ipynb#5a4222dd
-    with notebook_cell("nbs/22b_view.groups.ipynb", "5a4222dd"):
+    # %% nbs/22b_view.groups.ipynb#b6457ef4
+    with notebook_cell("nbs/22b_view.groups.ipynb", "b6457ef4"):
         wrong, right = example_reading(), example_reading(1.0)
         shown = replace(wrong, view=replace(right.view, demonstration=right.text))
-        test_eq([taught_by(one, [shown, right, wrong]) for one in (shown, right, wrong)], [1, None, None])
         groups = groups_html(replace(example_run()[1], drawn=(shown, right, wrong)))
         assert "1 of 3 passed" in groups and "shown attempt 2" in groups and "told what was wrong" in groups
         groups

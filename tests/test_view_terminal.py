@@ -2,6 +2,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,7 +13,6 @@ from sdpo_nb.core.records import AttemptReading, StepReport, TokenReading
 from sdpo_nb.view.plots import curve
 from sdpo_nb.view.style import APART, TEACHER, key_colour, percent, preferred, shade, visible
 import io
-from dataclasses import replace
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.records import Feedback
 from sdpo_nb.view.style import example_reading, example_run, example_token

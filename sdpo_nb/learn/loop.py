@@ -8,7 +8,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.loop.html.md"""
 __all__ = ['FREE', 'SILENCE', 'SHOWN', 'LoopConfig', 'check_run', 'Clock', 'backward', 'update', 'share_passed', 'pass_rate',
            'teacher_pass_rate', 'look_at', 'looked', 'rows_of', 'step_metrics', 'settings_of', 'steps', 'fit']
 
-# %% ../../nbs/16_learn.loop.ipynb #56a5c054
+# %% ../../nbs/16_learn.loop.ipynb #af9e50f4
 import random
 import time
 import warnings
@@ -30,7 +30,7 @@ from ..experience.rollouts import Sampler, Sampling, sampler_for
 from ..experience.successes import SuccessBuffer, task_key
 from .checkpoints import Running
 from .methods import SDPO, Method, normalizer_of, signal_fractions
-from .reading import attempt_readings, in_words, read
+from .reading import attempt_readings, in_words, read, whole_groups
 from .teachers import EMA, MOMENTS, Teacher
 from ..loss.distillation import COUNTS
 
@@ -307,7 +307,7 @@ def settings_of(
     asked = task_key([turn for task in tasks for turn in task.messages])
     return sized | dict(method=repr(method), teacher=repr(teacher), memory=repr(memory), tasks=asked)
 
-# %% ../../nbs/16_learn.loop.ipynb #4a09790b
+# %% ../../nbs/16_learn.loop.ipynb #7e794b8a
 def steps(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -352,7 +352,7 @@ def steps(
                 step, step * len(rollouts), passed / len(said), loss,
                 tokens=sum(len(r.completion_ids) for r in rollouts), seconds=seconds, phases=dict(clock.seconds),
                 metrics=metrics | step_metrics(method, rollouts, said, rows),
-                drawn=tuple(in_words(row, one) for row, one in zip(rows[:SHOWN], said)),
+                drawn=tuple(in_words(*both) for both in zip(rows[: whole_groups([r.group for r in rollouts], SHOWN)], said)),
                 **(look(rows) if is_looked_at else {}),
             )
     finally:
@@ -363,7 +363,7 @@ def steps(
 SILENCE = 3  # steps after which a run without a signal is announced
 SHOWN = 16  # of a step's own attempts, how many a report carries
 
-# %% ../../nbs/16_learn.loop.ipynb #628d245e
+# %% ../../nbs/16_learn.loop.ipynb #9fc53992
 def fit(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -380,7 +380,7 @@ def fit(
     try:
         for report in steps(model, tokenizer, environment, method, teacher, config, memory, folder):
             on_report(report)
-            reports.append(report)
+            reports.append(replace(report, drawn=()))  # many, and whoever wants them was told
             silent = -1 if report.metrics.get("signal_fraction") or silent < 0 else silent + (report.step > 0)
             if silent == SILENCE:
                 warnings.warn(f"{SILENCE} steps without a signal: {method.silence}", stacklevel=2)

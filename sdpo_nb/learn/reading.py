@@ -6,10 +6,10 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.reading.html.md"""
 
 # %% auto #0
 __all__ = ['read', 'continued', 'read_shared', 'read_hidden', 'head_of', 'check_head', 'factors_of', 'candidates', 'Words',
-           'token_readings', 'attempt_readings', 'in_words']
+           'token_readings', 'attempt_readings', 'whole_groups', 'in_words']
 
-# %% ../../nbs/13_learn.reading.ipynb #285aaf36
-from collections.abc import Callable, Mapping, Sequence
+# %% ../../nbs/13_learn.reading.ipynb #86a54d69
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,6 +212,15 @@ def attempt_readings(
         tokens = token_readings(ids, mask, student[: len(ids)], teacher[: len(ids)], words, k)
         readings.append(in_words(row, said, tokens))
     return tuple(readings)
+
+# %% ../../nbs/13_learn.reading.ipynb #a2c792dd
+def whole_groups(
+    groups: Sequence[Hashable],  # of attempts in a row
+    limit: int,  # attempts at most, unless the first group alone is larger
+) -> int:
+    "How many of the first attempts make whole groups."
+    ends = [i for i in range(1, len(groups) + 1) if i == len(groups) or groups[i] != groups[i - 1]]
+    return max((end for end in ends if end <= limit), default=ends[0] if ends else 0)
 
 # %% ../../nbs/13_learn.reading.ipynb #17d28241
 def in_words(

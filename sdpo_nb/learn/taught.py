@@ -58,7 +58,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #9207214a
+# %% ../../nbs/16f_learn.taught.ipynb #86fb944b
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -88,7 +88,8 @@ class TaughtTrainer(GRPOTrainer):
             warnings.warn("Unsloth came after trl, and this trainer extends TRL's; import unsloth first", stacklevel=2)
         self.method, self.memory = args.method(), args.make_memory()
         self.clock, self.meters, self.sampler = Clock(), {"train": Meter(), "eval": Meter()}, None
-        self._is_between, self.newest = False, None
+        self._is_between = False
+        self.newest: dict[str, tuple[Attempts, list[Feedback], list[TeacherView], slice]] = {}  # in training, in evaluation
         super().__init__(
             model, reward_funcs, args, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processing_class, reward_processing_classes=reward_processing_classes,
@@ -235,7 +236,7 @@ class TaughtTrainer(GRPOTrainer):
         with self.clock("views"):
             attempts, said, own = self.everyone()
             views, prompts = self.look_back(attempts, own, self.method)
-            self.newest = attempts, said, views, own
+            self.newest["train" if self.model.training else "eval"] = attempts, said, views, own
             self.note(attempts, said, views, prompts)
             if self.memory is not None and self.model.training:
                 threshold = self.method.prompting.success_threshold

@@ -7,8 +7,9 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.watching.html.md"""
 # %% auto #0
 __all__ = ['report_of', 'held_out_of', 'reports_of', 'aside', 'opinions', 'newest_of', 'look_at', 'Watch']
 
-# %% ../../nbs/17a_learn.watching.ipynb #abf820f5
+# %% ../../nbs/17a_learn.watching.ipynb #c839cecf
 import copy
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ from .inputs import batch_of
 from .inside import read_states
 from .loop import Clock
 from .measures import Meter
-from .reading import Words, read, token_readings
+from .reading import Words, read, token_readings, whole_groups
 from .taught import TaughtTrainer
+from .trainer import Onlooker, SDPOTrainer
 from ..loss.fused import chunks
 from torch import Tensor
-from transformers import TrainerCallback
 
 # %% ../../nbs/17a_learn.watching.ipynb #cd736049
 def report_of(
@@ -53,7 +54,7 @@ def held_out_of(
     "The pass rate of an evaluation."
     return line.get("eval_sdpo/pass@1", line.get("eval_reward"))
 
-# %% ../../nbs/17a_learn.watching.ipynb #75ba152a
+# %% ../../nbs/17a_learn.watching.ipynb #08b636c0
 def reports_of(
     log: Sequence[Mapping[str, Any]],  # a trainer's `state.log_history`
     per_step: int = 1,  # attempts in a step, to draw against
@@ -61,11 +62,14 @@ def reports_of(
     "A finished run as reports."
     found: list[StepReport] = []
     for line in log:
+        step = line.get("step", 0)
         if "loss" in line: found.append(report_of(line, per_step, found[-1].step if found else 0))
-        elif found and (share := held_out_of(line)) is not None: found[-1] = replace(found[-1], held_out=share)
+        elif (share := held_out_of(line)) is not None:
+            if not found or found[-1].step != step: found.append(StepReport(step, step * per_step, math.nan, loss=math.nan))
+            found[-1] = replace(found[-1], held_out=share)
     return found
 
-# %% ../../nbs/17a_learn.watching.ipynb #19db7287
+# %% ../../nbs/17a_learn.watching.ipynb #c3db596c
 @contextmanager
 def aside(
     trainer: TaughtTrainer,  # in the middle of a run
@@ -73,6 +77,7 @@ def aside(
 ) -> Iterator[None]:
     "Let a trainer try something of which it knows nothing afterwards."
     held = {name: getattr(trainer, name) for name in ("_metrics", "_logs", "meters", "clock", "_judged", "newest") if hasattr(trainer, name)}
+    trainer.newest = {}
     was_training = trainer.model.training
     trainer._metrics = {mode: defaultdict(list) for mode in held["_metrics"]}
     trainer._logs, trainer.meters, trainer.clock = copy.deepcopy(held["_logs"]), {mode: Meter() for mode in held["meters"]}, Clock()
@@ -109,13 +114,14 @@ def opinions(
         found += token_readings(ids[part], mask[part], head.logits(hidden[0, part]), teacher, words, k)
     return found
 
-# %% ../../nbs/17a_learn.watching.ipynb #9dc235f3
+# %% ../../nbs/17a_learn.watching.ipynb #41078583
 def newest_of(
     trainer: TaughtTrainer,  # that has just drawn attempts
     rows: Sequence[int],  # which of its own
+    mode: str = "eval",  # or "train": which of its newest
 ) -> list[AttemptReading]:
     "The newest attempts as people read them."
-    attempts, said, views, own = trainer.newest
+    attempts, said, views, own = trainer.newest[mode]
     found = []
     for row in rows:
         at = own.start + row
@@ -127,7 +133,7 @@ def newest_of(
         ))
     return found
 
-# %% ../../nbs/17a_learn.watching.ipynb #83a02e36
+# %% ../../nbs/17a_learn.watching.ipynb #d75703c4
 def look_at(
     trainer: TaughtTrainer,  # in the middle of a run, or before it
     examples: Sequence[Mapping[str, Any]],  # rows of a dataset
@@ -140,82 +146,86 @@ def look_at(
         rows = range(0, size * len(examples), size)
         read = [replace(one, tokens=tuple(opinions(trainer, inputs, row, words, k))) for one, row in zip(newest_of(trainer, rows), rows)]
         threshold = trainer.method.prompting.success_threshold
-        passed = [score >= threshold for score in trainer.newest[0].rewards]
+        passed = [score >= threshold for score in trainer.newest["eval"][0].rewards]
     return read, sum(passed) / len(passed)
 
-# %% ../../nbs/17a_learn.watching.ipynb #38af5ae0
-class Watch(TrainerCallback):
+# %% ../../nbs/17a_learn.watching.ipynb #2604cb41
+class Watch(Onlooker):
     "Reports a trainer's steps, and now and then what both readers think."
 
     def __init__(
         self,
         on_report: Callable[[StepReport], None],  # is given every report
         shown: int = 2,  # tasks whose attempts are read; of the evaluation data, where there is any
-        every: int | None = None,  # steps between two looks; None: as often as the share allows
+        every: int | None = None,  # steps between two looks at least; None: as often as the share allows
         share: float = 0.02,  # of the training's time
         k: int = 5,  # candidates to name at each place
-        drawn: int = 16,  # of a step's own attempts, how many are passed on
+        drawn: int = 16,  # of a step's own attempts, about how many are passed on: whole groups
     ):
         if every is not None and every < 1: raise ValueError(f"every is 1 step or more, not {every}; for no looks say shown=0")
         if not 0 <= share < 1: raise ValueError(f"share is of the time, from 0 to below 1, not {share}")
         self.on_report, self.shown, self.every, self.share, self.k, self.drawn = on_report, shown, every, share, k, drawn
-        self.trainer: TaughtTrainer | None = None  # while it trains
+        self.trainer: SDPOTrainer | None = None  # while it trains
         self.last: StepReport | None = None
-        self.first = 0  # the step that a run goes on from
+        self.is_on, self.per_step, self.first, self.looked = False, 1, 0, 0
         self.began, self.spent, self.cost = time.perf_counter(), 0.0, 0.0
 
-    def attach(
-        self,
-        trainer: TaughtTrainer,  # that is about to train
-    ) -> None:
+    def attach(self, trainer: SDPOTrainer) -> None:
         "Look at this one."
         self.trainer = trainer
 
     def detach(self) -> None:
-        "The run is over, or was stopped."
-        self.trainer = None
+        "Look away."
+        self.trainer, self.is_on = None, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         "The model as it came."
-        self.last, self.first = None, state.global_step
-        self.began, self.spent, self.cost = time.perf_counter(), 0.0, 0.0
-        seen = self.look()
-        if seen: self.tell(StepReport(state.global_step, state.global_step * self.per_step, seen[1], readings=tuple(seen[0])))
+        slices = args.gradient_accumulation_steps * args.per_device_train_batch_size * args.world_size
+        self.is_on, self.per_step = True, slices // getattr(args, "num_iterations", 1)
+        self.last, self.first, self.cost = None, state.global_step, 0.0
+        self.look_again(state)
         self.began, self.spent = time.perf_counter(), 0.0  # what was looked at before it began is not its time
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         "Another line."
-        line = state.log_history[-1]
+        if not self.is_on: return
+        line, step = state.log_history[-1], state.global_step
         if "loss" in line:
-            report = report_of(line, self.per_step, self.last.step if self.last else self.first)
-            newest = self.trainer.newest if self.trainer else None
-            if newest: report = replace(report, drawn=tuple(newest_of(self.trainer, range(min(self.drawn, len(newest[2]))))))
-            if self.is_due(state.global_step) and (seen := self.look()): report = replace(report, readings=tuple(seen[0]))
-            self.tell(report)
-        elif self.last and (share := held_out_of(line)) is not None: self.tell(replace(self.last, held_out=share))
+            report = replace(report_of(line, self.per_step, self.last.step if self.last else self.first), drawn=self.newest())
+            if self.is_due(step) and (seen := self.look(step)): report = replace(report, readings=tuple(seen[0]))
+            self.tell(report, state)
+        elif (share := held_out_of(line)) is not None: self.tell(replace(self.at(step, share), held_out=share), state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         "The model as it is now."
-        if self.last and not self.last.readings and (seen := self.look()):
-            self.tell(replace(self.last, readings=tuple(seen[0])))
+        if self.looked < state.global_step or self.last is None: self.look_again(state)
+        self.is_on = False
+        if self.trainer is None: self.detach()  # a trainer that knows no onlookers
 
-    @property
-    def per_step(self) -> int:
-        "Attempts in a step."
-        if self.trainer is None: return 1
-        args = self.trainer.args
-        slices = args.gradient_accumulation_steps * args.per_device_train_batch_size * args.world_size
-        return slices // self.trainer.num_iterations
+    def at(
+        self,
+        step: int,  # of the run
+        passed: float = math.nan,  # share of the attempts that were looked at
+    ) -> StepReport:
+        "The report of this step, or one without numbers where it left no line."
+        if self.last and self.last.step == step: return self.last
+        return StepReport(step, step * self.per_step, *((math.nan, math.nan) if step else (passed, 0.0)))
 
-    def tell(self, report: StepReport) -> None:
+    def newest(self) -> tuple[AttemptReading, ...]:
+        "The step's own attempts, the first groups of them."
+        if self.trainer is None or "train" not in self.trainer.newest: return ()
+        attempts, _, _, own = self.trainer.newest["train"]
+        return tuple(newest_of(self.trainer, range(whole_groups(attempts.groups[own], self.drawn)), "train"))
+
+    def tell(self, report: StepReport, state: Any) -> None:
         "Hand a report on; it takes the place of an earlier one of the same step."
         self.last, start = report, time.perf_counter()
-        if self.trainer is None or self.trainer.accelerator.is_main_process: self.on_report(report)
+        if state.is_world_process_zero: self.on_report(report)
         self.spent += time.perf_counter() - start
 
     def is_due(self, step: int) -> bool:
         "Whether there is time for a look."
-        if self.every: return step % self.every == 0
+        if self.every: return step - self.looked >= self.every
         elapsed = time.perf_counter() - self.began - self.spent
         is_due = self.spent + self.cost <= self.share * elapsed
         if self.trainer is None or self.trainer.accelerator.num_processes == 1: return is_due
@@ -223,12 +233,19 @@ class Watch(TrainerCallback):
 
         return broadcast_object_list([is_due])[0]
 
-    def look(self) -> tuple[list[AttemptReading], float] | None:
+    def look(self, step: int) -> tuple[list[AttemptReading], float] | None:
         "Both opinions, where there is a teacher to ask."
         if not (self.shown and self.trainer is not None and self.trainer.args.enabled): return None
         start, data = time.perf_counter(), self.trainer.eval_dataset
-        if data is None or isinstance(data, dict): data = self.trainer.train_dataset
-        seen = look_at(self.trainer, list(islice(iter(data), self.shown)), self.k)
-        self.cost = time.perf_counter() - start
+        if isinstance(data, dict): data = next(iter(data.values()), None)
+        examples = list(islice(iter(self.trainer.train_dataset if data is None else data), self.shown))
+        if not examples: return None
+        seen = look_at(self.trainer, examples, self.k)
+        self.looked, self.cost = step, time.perf_counter() - start
         self.spent += self.cost
         return seen
+
+    def look_again(self, state: Any) -> None:
+        "Both opinions, as a report of their own where the step has none."
+        if seen := self.look(state.global_step):
+            self.tell(replace(self.at(state.global_step, seen[1]), readings=tuple(seen[0])), state)

@@ -7,12 +7,12 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/run.live.html.md"""
 # %% auto #0
 __all__ = ['PRINTERS', 'shows_widgets', 'WidgetCallback']
 
-# %% ../../nbs/25_run.live.ipynb #f23a52d3
+# %% ../../nbs/25_run.live.ipynb #c07d9f05
 from collections.abc import Sequence
 from typing import Any
 
 from ..core.records import StepReport
-from ..learn.taught import TaughtTrainer
+from ..learn.trainer import SDPOTrainer
 from ..learn.watching import Watch
 from ..view.lens import snapshot
 from ..view.terminal import LiveDisplay
@@ -28,7 +28,7 @@ def shows_widgets() -> bool:
     shell = get_ipython()
     return shell is not None and hasattr(shell, "kernel")
 
-# %% ../../nbs/25_run.live.ipynb #8426569f
+# %% ../../nbs/25_run.live.ipynb #23fc1705
 PRINTERS = PrinterCallback, ProgressCallback, NotebookProgressCallback  # of transformers
 
 
@@ -53,7 +53,7 @@ class WidgetCallback(Watch):
 
     def attach(
         self,
-        trainer: TaughtTrainer,  # that is about to train
+        trainer: SDPOTrainer,  # that is about to train
     ) -> None:
         "Look at this one; whoever prints the same numbers is silent meanwhile."
         super().attach(trainer)
@@ -75,13 +75,16 @@ class WidgetCallback(Watch):
         "Show what there is."
         self.is_open = True
         self.widgets = [TokenLens(), TrainingMonitor(self.steps, self.title)] if self.given is None else list(self.given)
+        for widget in self.widgets:
+            widget.reset()
+            if isinstance(widget, TrainingMonitor): widget.steps = widget.steps or self.steps
         if self.is_notebook:
             from IPython.display import display
 
             bundles = [widget._repr_mimebundle_() for widget in self.widgets]
             self.handles = [display(data, metadata=about, raw=True, display_id=True) for data, about in bundles]
         else:
-            self.display = LiveDisplay(max(1, self.steps), self.title)
+            self.display = LiveDisplay(self.steps, self.title)
             self.display.__enter__()
 
     def __call__(

@@ -68,7 +68,8 @@ const sdpo = (() => {
       tokens[Math.min(tokens.length - 1, Math.max(0, to))].focus();
     });
     pin(pinned);
-    card.sdpo = { pinned: () => isPinned ? pinned : null, pin: i => { if (i < tokens.length) { pin(i); isPinned = true; } } };
+    const words = [".question", ".verdict"].map(part => card.querySelector(part).textContent);
+    card.sdpo = { text: [words[0], data.map(([name]) => name).join(""), words[1]].join("\n"), pinned: () => isPinned ? pinned : null, pin: i => { if (i < tokens.length) { pin(i); isPinned = true; } } };
   }
 
   // Steps of which one is shown. A report brings them all in its HTML; a widget adds them as they come, and they wait as text.
@@ -89,7 +90,8 @@ const sdpo = (() => {
     const sift = () => {
       const words = search.value.toLowerCase();
       for (const card of cards()) {
-        card.hidden = !(` ${card.dataset.kinds} `.includes(` ${kinds.value} `) && card.textContent.toLowerCase().includes(words));
+        const text = card.sdpo?.text ?? card.textContent;
+        card.hidden = !(` ${card.dataset.kinds} `.includes(` ${kinds.value} `) && text.toLowerCase().includes(words));
       }
       none.hidden = !cards().length || cards().some(card => !card.hidden);
     };
@@ -132,8 +134,9 @@ const sdpo = (() => {
           step.element?.remove();
           steps.splice(steps.indexOf(step), 1);
         }
-        const place = steps.findIndex(step => step.key === seen);
-        show(follows || place < 0 || seen === key ? steps.length - 1 : place, left);
+        steps.sort((one, other) => one.key - other.key);
+        const far = step => Math.abs(step.key - seen), nearest = steps.reduce((best, step) => far(step) < far(best) ? step : best, steps[0]);
+        show(follows ? steps.length - 1 : steps.indexOf(nearest), left);
         follows ||= steps.length === 1;
       },
     };

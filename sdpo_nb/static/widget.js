@@ -21,16 +21,21 @@ function render({ model, el }) {
   };
   const draw = () => {
     const open = new Set([...root.querySelectorAll("details[open] > summary")].map(summary => summary.textContent));
+    const focused = root.contains(document.activeElement) && document.activeElement.matches("summary") && document.activeElement.textContent;
     root.innerHTML = model.get("html");
-    for (const summary of root.querySelectorAll("summary")) summary.parentElement.open = open.has(summary.textContent);
+    for (const summary of root.querySelectorAll("summary")) {
+      summary.parentElement.open = open.has(summary.textContent);
+      if (summary.textContent === focused) summary.focus({ preventScroll: true });
+    }
     shown = new Map();
     sdpo.enliven(root);
     add();
   };
   model.on("change:html", draw);
-  model.on("change:pieces", add);
+  const follow = () => model.get("pieces").length ? add() : draw();  // none: another run begins
+  model.on("change:pieces", follow);
   draw();
-  return () => { model.off("change:html", draw); model.off("change:pieces", add); };
+  return () => { model.off("change:html", draw); model.off("change:pieces", follow); };
 }
 
 export default { initialize, render };

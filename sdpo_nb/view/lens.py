@@ -239,17 +239,17 @@ def thinned(
     if len(points) <= limit: return list(points)
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
 
-# %% ../../nbs/20_view.lens.ipynb #9f4894c0
+# %% ../../nbs/20_view.lens.ipynb #4b708c12
 def step_html(
     report: StepReport,  # that carries readings
     limit: int,  # attempts at most
     success: float = 1.0,  # the score that counts as passed
 ) -> Html:
     "The attempts of one step."
-    passed = f"held-out pass rate {percent(report.held_out)}" if report.held_out is not None else (
-        f"{percent(report.pass_rate)} of its attempts passed")
-    when = f"after {report.attempts:,} attempts" if report.attempts else "before training"
-    title = tag("h3", f"Step {report.step}", " ", tag("span.quiet", f"{when}, {passed}"))
+    about = [f"after {report.attempts:,} attempts" if report.attempts else "before training"]
+    if report.held_out is not None: about.append(f"held-out pass rate {percent(report.held_out)}")
+    elif math.isfinite(report.pass_rate): about.append(f"{percent(report.pass_rate)} of its attempts passed")
+    title = tag("h3", f"Step {report.step}", " ", tag("span.quiet", ", ".join(about)))
     left_out = len(report.readings) - limit
     more = [tag("p.quiet", f"{left_out} more attempts of this step are not shown.")] if left_out > 0 else []
     return tag("section.step", title, *(attempt_html(one, success) for one in report.readings[:limit]), *more, data_step=report.step)

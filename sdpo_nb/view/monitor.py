@@ -18,10 +18,10 @@ from .report import phases_html
 from .style import percent
 from .terminal import duration, figures
 
-# %% ../../nbs/22a_view.monitor.ipynb #c05ff8d6
+# %% ../../nbs/22a_view.monitor.ipynb #3ee22249
 CHARTS: dict[str, dict[str, str]] = {  # what is drawn together -> fields and metrics of a report, and what they are called
     "pass rate": {"pass_rate": "training", "held_out": "held-out", "teacher_pass_rate": "teacher"},
-    "loss": {"loss": "in all", "policy_loss": "policy", "base_kl": "to the base"},
+    "loss": {"loss": "in all", "policy_loss": "policy", "kl_to_base": "to the base"},
     "entropy": {"student_entropy": "student", "teacher_entropy": "teacher"},
     "attempts": {"signal_fraction": "with a signal", "success_group_fraction": "groups with a success"},
     "agreement": {"agreement": "same favourite"},
@@ -63,7 +63,7 @@ def chart_html(
     picture = tag("svg", *grid, *ends, *reversed(drawn), viewBox=f"0 0 {WIDE} {HIGH}", role="img", aria_label=f"{name}: {told}")
     return tag("figure.chart", tag("figcaption", tag("b", name), *keys), picture)
 
-# %% ../../nbs/22a_view.monitor.ipynb #21ce1fef
+# %% ../../nbs/22a_view.monitor.ipynb #b47d5671
 def charts_html(
     reports: Sequence[StepReport],  # the run so far
 ) -> Html:
@@ -89,7 +89,7 @@ def newest_html(
         return tag("li", tag("b", f"{one.feedback.score:.3g}"), words)
     return tag("div.newest", tag("span.quiet", "the newest attempts"), tag("ol", *map(item, shown)))
 
-# %% ../../nbs/22a_view.monitor.ipynb #e7a13658
+# %% ../../nbs/22a_view.monitor.ipynb #fdd33575
 def monitor_html(
     reports: Sequence[StepReport],  # the run so far
     steps: int = 0,  # how many it is to have; 0: nobody knows
@@ -101,10 +101,10 @@ def monitor_html(
     last, shown = reports[-1], figures(reports, steps, elapsed)
     left = shown.pop("left", "")
     about = f"step {last.step}" + (f" of {steps}" if steps else "") + (f", {left} left" if left else f", {duration(elapsed)}" if elapsed else "")
-    share = f"{100 * min(1, last.step / steps):.1f}%" if steps else "100%"
-    bar = tag("span.bar", tag("i", style=f"width:{share}"), role="progressbar", aria_label="progress", aria_valuenow=last.step, aria_valuemax=steps)
+    done = dict(role="progressbar", aria_label="progress", aria_valuenow=last.step, aria_valuemax=steps)
+    bar = [tag("span.bar", tag("i", style=f"width:{100 * min(1, last.step / steps):.1f}%"), **done)] if steps else []
     glance = tag("dl.glance", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in shown.items()))
     newest = last.drawn or last.readings
     seconds = tag("details", tag("summary", "Where the seconds went"), phases_html({title: reports}))
-    return tag("div.monitor", tag("h3", title, " ", tag("span.quiet", about)), bar, glance, charts_html(reports),
+    return tag("div.monitor", tag("h3", title, " ", tag("span.quiet", about)), *bar, glance, charts_html(reports),
                *([newest_html(newest)] if newest else []), seconds)

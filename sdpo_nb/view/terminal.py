@@ -8,10 +8,11 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/view.terminal.html.md"""
 __all__ = ['LEGEND', 'sparkline', 'duration', 'figures', 'plain_line', 'frame', 'LiveDisplay', 'token_text', 'attempt_text',
            'attempts_text']
 
-# %% ../../nbs/22_view.terminal.ipynb #886d86e3
+# %% ../../nbs/22_view.terminal.ipynb #4a00bf3a
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 # %% ../../nbs/22_view.terminal.ipynb #f30e192e
@@ -46,7 +47,7 @@ def duration(
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-# %% ../../nbs/22_view.terminal.ipynb #263e04d8
+# %% ../../nbs/22_view.terminal.ipynb #84034b57
 def figures(
     reports: Sequence[StepReport],  # the run so far; at least one
     steps: int,  # how many it is to have
@@ -57,13 +58,14 @@ def figures(
     shown = {"pass rate": percent(report.pass_rate)}
     for name, value in (("held-out", "held_out"), ("teacher", "teacher_pass_rate")):
         if points := curve(reports, value): shown[name] = percent(points[-1][1])
-    if report.step: shown["loss"] = f"{report.loss:z.4f}"
+    if report.step and report.loss == report.loss: shown["loss"] = f"{report.loss:z.4f}"
     spent = sum(report.seconds for report in recent)
     if spent > 0: shown["tokens/s"] = f"{sum(report.tokens for report in recent) / spent:,.0f}"
-    if 0 < report.step < steps: shown["left"] = duration(elapsed / report.step * (steps - report.step))
+    done = report.step - max(0, reports[0].step - 1)  # a resumed run begins in the middle
+    if done > 0 and report.step < steps: shown["left"] = duration(elapsed / done * (steps - report.step))
     return shown
 
-# %% ../../nbs/22_view.terminal.ipynb #6282b796
+# %% ../../nbs/22_view.terminal.ipynb #066c4814
 def plain_line(
     reports: Sequence[StepReport],  # the run so far; at least one
     steps: int,  # how many it is to have
@@ -73,9 +75,10 @@ def plain_line(
     shown = figures(reports, steps, elapsed)
     behind = "tokens/s", "left"  # these two are read after their figure
     words = [f"{value} {name}" if name in behind else f"{name} {value}" for name, value in shown.items()]
-    return ", ".join((f"step {reports[-1].step}/{steps}", *words))
+    of = f"/{steps}" if steps else ""
+    return ", ".join((f"step {reports[-1].step}{of}", *words))
 
-# %% ../../nbs/22_view.terminal.ipynb #475bf623
+# %% ../../nbs/22_view.terminal.ipynb #129a6f1e
 def frame(
     reports: Sequence[StepReport],  # the run so far
     steps: int,  # how many it is to have
@@ -88,7 +91,8 @@ def frame(
     head = Table.grid(expand=True)
     head.add_column(); head.add_column(justify="right")
     clock = f"{left} left" if left else duration(elapsed)
-    status = f"step {step} of {steps}, {clock}" if reports else "measuring where it starts"
+    of = f" of {steps}" if steps else ""
+    status = f"step {step}{of}, {clock}" if reports else "measuring where it starts"
     head.add_row(Text(title, style="bold", overflow="ellipsis", no_wrap=True), Text(status, style="dim", no_wrap=True))
     bar = Table.grid(expand=True)
     total = max(1, steps)
@@ -99,13 +103,13 @@ def frame(
     body.add_row(*(Text(value, style="bold") for value in shown.values()), curve_so_far)
     return Group(head, bar, body)
 
-# %% ../../nbs/22_view.terminal.ipynb #c5c49ce8
+# %% ../../nbs/22_view.terminal.ipynb #f4ce1200
 class LiveDisplay:
     "A run as it goes: `with LiveDisplay(steps) as display: ... display(report)`."
 
     def __init__(
         self,
-        steps: int,  # how many steps the run is to have
+        steps: int,  # how many steps the run is to have; 0: nobody knows
         title: str = "",  # what runs
         console: Console | None = None,  # where to draw; standard output unless told
         clock: Callable[[], float] = time.monotonic,  # seconds
@@ -128,7 +132,7 @@ class LiveDisplay:
         report: StepReport,  # of the step that just ended
     ) -> None:
         "Show this step."
-        self.reports.append(report)
+        self.reports.append(replace(report, readings=(), drawn=()))
         if not self.live: self.print_tenth(report)
         elif self.clock() - self.drawn > 0.08: self.draw()
 
