@@ -394,11 +394,12 @@ def test_a_reading_to_look_at():
     with notebook_cell("nbs/13_learn.reading.ipynb", "e2d33c7d"):
         test_eq([whole_groups(groups, 3) for groups in ("", "aa", "aabb", "aaaab")], [0, 2, 2, 4])
 
-    # %% nbs/13_learn.reading.ipynb#6c418dac
-    with notebook_cell("nbs/13_learn.reading.ipynb", "6c418dac"):
+    # %% nbs/13_learn.reading.ipynb#463b12fa
+    with notebook_cell("nbs/13_learn.reading.ipynb", "463b12fa"):
         reading, = attempt_readings(rows[:1], said[:1], student_logits[:1], teacher_logits[:1], tokenizer)
         test_eq("".join(token.token for token in reading.tokens).removesuffix("<|end|>"), reading.text)
         test_eq(all(0 <= token.student_entropy <= math.log(student_logits.shape[-1]) for token in reading.tokens), True)
+        test_eq(all(0 <= token.divergence <= min(math.log(2), token.kl + 1e-6) for token in reading.tokens), True)
         test_eq((reading.group, reading.messages), (rows[0].rollout.group, rows[0].rollout.task.messages))
         every_word, = attempt_readings(rows[:1], said[:1], student_logits[:1], teacher_logits[:1], tokenizer, k=10**6)
         test_eq({len(token.student_top) for token in every_word.tokens}, {student_logits.shape[-1]})

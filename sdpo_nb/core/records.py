@@ -133,7 +133,7 @@ class TeacherView:
         parts = ["demonstration"] * (self.demonstration is not None) + ["feedback"] * bool(self.feedback)
         return " and ".join(parts) or ("too long" if self.is_too_long else "no signal")
 
-# %% ../../nbs/01_core.records.ipynb #f830154d
+# %% ../../nbs/01_core.records.ipynb #b1197975
 Candidates = tuple[tuple[str, float], ...]  # the likeliest next tokens, each with its probability
 
 
@@ -149,6 +149,7 @@ class TokenReading:
     teacher_top: Candidates = ()  # what the teacher would rather have said
     student_entropy: float = math.nan  # how open the student was here, in nats
     teacher_entropy: float = math.nan  # how open the teacher was
+    kl: float = math.nan  # from the student's distribution to the teacher's: what reverse KL makes small
 
     @property
     def credit(self) -> float:

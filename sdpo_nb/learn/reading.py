@@ -171,7 +171,7 @@ class Words(dict[int, str]):
         self[token] = text
         return text
 
-# %% ../../nbs/13_learn.reading.ipynb #7a92eac9
+# %% ../../nbs/13_learn.reading.ipynb #c3c1b12b
 @torch.no_grad()
 def token_readings(
     rollout_ids: Sequence[int],  # the tokens of an attempt, or some of them in a row
@@ -186,9 +186,10 @@ def token_readings(
     said = [logps.gather(-1, ids.to(logps.device)[:, None])[:, 0].tolist() for logps in readers]
     tops = [candidates(logps, words, k) for logps in readers]
     entropies = [torch.special.entr(logps.exp()).sum(-1).tolist() for logps in readers]
-    apart, lines = divergence(*readers, 0.5).tolist(), []
+    apart, kls = (divergence(*readers, alpha).tolist() for alpha in (0.5, 1))
+    lines = []
     for t, (token, is_chosen) in enumerate(zip(rollout_ids, mask)):
-        (student, teacher), rest = (side[t] for side in said), (side[t] for side in (*tops, *entropies))
+        (student, teacher), rest = (side[t] for side in said), (side[t] for side in (*tops, *entropies, kls))
         both = (teacher, apart[t], *rest) if is_chosen else (student, 0.0)
         lines.append(TokenReading(words[token], student, *both))
     return lines

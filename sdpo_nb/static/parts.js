@@ -23,10 +23,11 @@ const sdpo = (() => {
 
   // The same table as view.lens.opinion_html.
   function showOpinion(panel, token) {
-    const [name, credit, divergence, rows] = token;
+    const [name, credit, kl, divergence, rows] = token, figure = x => x === null ? "?" : x.toFixed(2);
     panel.querySelector(".about").replaceChildren(
       make("span", { textContent: `credit ${signed(credit)}` }),
-      make("span", { textContent: `divergence ${divergence === null ? "?" : divergence.toFixed(2)}` }));
+      make("span", { textContent: `KL ${figure(kl)}` }),
+      make("span", { textContent: `divergence ${figure(divergence)}` }));
     panel.querySelector("tbody").replaceChildren(...rows.map(([text, student, teacher, kind]) =>
       make("tr", { className: kind }, side(student), make("th", { scope: "row", textContent: text, title: text }), side(teacher))));
     panel.querySelector("caption").textContent = `Both opinions where the attempt says ${name}`;

@@ -117,14 +117,14 @@ def share_html(
     words = "not listed" if share is None else percent(share)
     return tag("td", tag("div", tag("i", style=f"--p:{finite(float(length))}"), tag("span", words)))
 
-# %% ../../nbs/20_view.lens.ipynb #8eab93cb
+# %% ../../nbs/20_view.lens.ipynb #9ff4a51b
 def opinion_html(
     token: TokenReading,  # as both read it
 ) -> Html:
     "What the student and what the teacher would have said at one place, as two sets of bars."
     credit = "?" if math.isnan(token.credit) else f"{token.credit:+.2f}".replace("-", "\u2212")
-    divergence = "?" if math.isnan(token.divergence) else f"{token.divergence:.2f}"
-    about = tag("p.about", tag("span", f"credit {credit}"), tag("span", f"divergence {divergence}"))
+    kl, divergence = ("?" if math.isnan(apart) else f"{apart:.2f}" for apart in (token.kl, token.divergence))
+    about = tag("p.about", *(tag("span", words) for words in (f"credit {credit}", f"KL {kl}", f"divergence {divergence}")))
     names = "student", tag("span.unseen", "candidate"), "teacher"
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     rows = [tag(f"tr.{kind}", share_html(p), tag("th", text, scope="row", title=text), share_html(q))
@@ -142,7 +142,7 @@ def token_label(
     label, instead = f"{visible(token.token) or 'nothing'}: student {student}, teacher {teacher}", preferred(token)
     return label if instead is None else f"{label}; the teacher would have said {visible(instead) or 'nothing'}"
 
-# %% ../../nbs/20_view.lens.ipynb #3f4628f7
+# %% ../../nbs/20_view.lens.ipynb #b6b1fecf
 def token_html(
     token: TokenReading,  # as both read it
     is_chosen: bool = False,  # whether both opinions on it are shown first
@@ -154,7 +154,7 @@ def token_html(
     kinds = "more" * (token.credit > 0), "spaced" * text.startswith(" ")
     selector = ".".join(("button.token", *kinds, "chosen" * is_chosen))
     beneath = tag("em", "" if instead is None else visible(instead).strip(" ") or "\u2423", aria_hidden="true")
-    style = f"--d:{shade(token.divergence, 0.2):.2f};--c:{shade(token.credit):.2f}"
+    style = f"--d:{shade(token.divergence, 0.2):.2f};--k:{shade(token.kl):.2f};--c:{shade(token.credit):.2f}"
     button = tag(selector, tag("span", shown), beneath, type="button", style=style, aria_label=token_label(token))
     return Html(button + "<br>" * token.token.endswith("\n"))
 
@@ -215,7 +215,7 @@ def kinds_of(
     ended = "succeeded" if reading.feedback.score >= success else "failed"
     return f"all {ended}" + ("" if reading.view.active else " silent")
 
-# %% ../../nbs/20_view.lens.ipynb #4bbd6b66
+# %% ../../nbs/20_view.lens.ipynb #5778daa7
 def attempt_html(
     reading: AttemptReading,  # one attempt as both read it
     success: float = 1.0,  # the score that counts as passed
@@ -227,7 +227,7 @@ def attempt_html(
     words = tag("div", tag("p.question", reading.question), tokens_html(tokens, chosen), verdict, view_html(reading.view))
     about = dict(data_kinds=kinds_of(reading, success), data_asked=reading.question)
     if not tokens: return tag("article.attempt", words, **about)
-    data = [(visible(token.token), token.credit, token.divergence, opinion_rows(token)) for token in tokens]
+    data = [(visible(token.token), token.credit, token.kl, token.divergence, opinion_rows(token)) for token in tokens]
     return tag("article.attempt", words, opinion_html(tokens[chosen]), data_island(data), data_sdpo="attempt", **about)
 
 # %% ../../nbs/20_view.lens.ipynb #4d682fbf
@@ -262,15 +262,15 @@ LENS_LEGEND = tag(
     tag("span.of-credit", tag("i.more"), "the teacher likes it more"),
     tag("span", tag("b", "M"), "the teacher would have said M"))
 
-# %% ../../nbs/20_view.lens.ipynb #a7dd3665
+# %% ../../nbs/20_view.lens.ipynb #a2d89179
 KINDS = {"all": "all attempts", "failed": "failed", "succeeded": "succeeded", "silent": "no signal"}
 
 
 def controls_html(
     steps: Sequence[int],  # that can be chosen
 ) -> Html:
-    "Two colourings, what to look for, and a slider over steps; all of it needs the script."
-    choices = ("divergence", "disagreement", "true"), ("credit", "credit (log-ratio)", "false")
+    "Three colourings, what to look for, and a slider over steps; all of it needs the script."
+    choices = ("divergence", "disagreement", "true"), ("kl", "KL", "false"), ("credit", "credit (log-ratio)", "false")
     buttons = [tag("button", words, type="button", value=value, aria_pressed=on) for value, words, on in choices]
     switch = tag("div.switch", *buttons, role="group", aria_label="Colour by")
     options = [tag("option", words, value=kind) for kind, words in KINDS.items()]

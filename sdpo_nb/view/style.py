@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/18a_view.style.ipynb #15da155f
+# %% ../../nbs/18a_view.style.ipynb #74ce07a9
 def example_token(
     token: str,  # what was said
     student: Mapping[str, float],  # the student's probability of each candidate
@@ -42,7 +42,7 @@ def example_token(
     divergence = max(0.0, sum(p * math.log(p / q) for p, q in pairs))
     logp, teacher_logp = (math.log(opinion.get(token, 1e-4)) for opinion in (student, teacher))
     entropies = entropy(*student.values(), rest), entropy(*teacher.values(), teacher_rest)
-    return TokenReading(token, logp, teacher_logp, divergence, top(student), top(teacher), *entropies)
+    return TokenReading(token, logp, teacher_logp, divergence, top(student), top(teacher), *entropies, divergence)
 
 # %% ../../nbs/18a_view.style.ipynb #8444ae8a
 BOOK = {"ka": "Q", "so": "M", "be": "P"}  # the right codes
