@@ -51,7 +51,12 @@ def listened(self, *args, **keys):
 Comm._publish_msg = listened
 """
 TRAIN = """
-callback = WidgetCallback(every=2)
+class Kept(WidgetCallback):
+    def __call__(self, report):
+        reports[report.step] = report
+        super().__call__(report)
+
+reports, callback = {}, Kept(every=2)
 trainer(callback, 6, disable_tqdm=False).train();
 """
 
@@ -118,8 +123,8 @@ def test_the_packages_are_those_of_colab(run):
 
 def test_every_widget_carries_colabs_note(run, trained):
     run("lens, monitor = callback.widgets")
-    run("groups = RolloutBrowser(monitor.reports)")
-    run("sides = CompareLens({'before': monitor.reports[0].readings, 'after': monitor.reports[-1].readings})")
+    run("groups = RolloutBrowser([*reports.values()])")
+    run("sides = CompareLens({'before': reports[0].readings, 'after': reports[6].readings})")
     for name in "lens", "monitor", "groups", "sides":
         data, metadata = tell(run, f"{name}._repr_mimebundle_()")
         assert data[VIEW]["model_id"] == tell(run, f"{name}.model_id") and metadata == NOTE
