@@ -3,6 +3,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,3 +141,9 @@ def test_pages_hold_no_path_of_the_machine_that_ran_them():
     for page in sorted((ROOT / "nbs").rglob("*.ipynb")):
         for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", ()): assert "site-packages" not in json.dumps(output), page.name
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    inner = [link for link in links if "://" not in link]
+    assert len(inner) > 10 and [link for link in inner if not (ROOT / link).exists()] == []

@@ -22,7 +22,7 @@ def blocks(cells: list[dict]) -> Iterator[str]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
             source = re.sub(r"\]\((images|tutorials|experiments|explanations)/", r"](nbs/\1/", source)
-            yield re.sub(r"\]\((\d\d_[\w.]+\.ipynb)", r"](nbs/\1", source)
+            yield re.sub(r"\]\((\d\d[a-z]*_[\w.]+\.ipynb)", r"](nbs/\1", source)
         elif source and "#| hide" not in source:
             yield f"```python\n{source}\n```"
             if printed(cell): yield f"```\n{printed(cell)}\n```"
