@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser test-zero3 test-unsloth test-colab test-era test-matrix export run-notebooks docs bench demo-model clean
+.PHONY: help demo test test-slow test-browser test-zero3 test-unsloth test-colab test-era test-matrix export run-notebooks docs bench release-check demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 	@echo "== nbdev-test: the notebooks that are no chapters, and have no tests of their own"
-	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^[0-9]+[a-z]*_' --n-workers $(WORKERS)
+	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^[0-9]+[a-z]*_.+[.].+[.]' --n-workers $(WORKERS)
 
 test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped at any moment.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -m "slow and not gpu and not net and not browser" $(ARGS)
@@ -77,6 +77,9 @@ docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else c
 bench: .venv/.package  ## Measure seconds, memory and learning beside TRL, minutes; one, at length: BENCH=step ARGS=--long.
 	@for name in $(BENCH); do echo "== $$name"; \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json $(ARGS) || exit 1; done
+
+release-check: .venv/.dev  ## Build sdist and wheel, install each afresh, run what the README promises; ARGS=--shared is quicker.
+	@$(BIN)/python tools/release_check.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" $(ARGS)
 
 demo-model: .venv/.package  ## Make the embedded model again from its recipe: one thread, minutes.
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/demo_model.py $(ARGS)

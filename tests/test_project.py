@@ -1,4 +1,4 @@
-"""What a notebook cannot say of the project: its settings and layers, what an import costs, what the wheel holds."""
+"""What a notebook cannot say of the project: its settings and layers, and what an import costs."""
 import ast
 import importlib.util
 import json
@@ -7,12 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
-import setuptools
 from nbdev.config import get_config
 
 import sdpo_nb
@@ -27,45 +24,6 @@ def run(*command: object, cwd: Path = ROOT) -> str:
     done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy of the tree so that no older build leaks into it."""
-    tree = tmp_path_factory.mktemp("tree")
-    shutil.copytree(PACKAGE, tree / "sdpo_nb", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in "pyproject.toml", "README.md", "LICENSE": shutil.copy(ROOT / name, tree)
-    has_backend = int(setuptools.__version__.split(".")[0]) >= 77
-    run(sys.executable, "-m", "build", "--wheel", *(["--no-isolation"] if has_backend else []), cwd=tree)
-    return next((tree / "dist").glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
-    """The programs of a fresh environment that has our wheel, and borrows this one's other packages."""
-    home = tmp_path_factory.mktemp("fresh") / "venv"
-    venv.create(home, symlinks=True)
-    python = home / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    borrowed = [path for path in sys.path if path.endswith("site-packages")]  # their .pth files stay unread
-    (next(home.glob("lib/*/site-packages")) / "borrowed.pth").write_text("\n".join(borrowed))
-    return python.parent
-
-
-def test_wheel_holds_the_whole_package(wheel):
-    files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    ours = {path.relative_to(ROOT).as_posix() for path in files}
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("sdpo_nb/")}
-    assert held == ours
-    assert {"sdpo_nb/py.typed", "sdpo_nb/__init__.pyi"} <= held
-    assert any(name.startswith("sdpo_nb/data/demo/") for name in held)
-
-
-def test_wheel_runs_the_demo_without_the_source(installed, tmp_path):
-    home = run(installed / "python", "-c", "import sdpo_nb; print(sdpo_nb.__file__)", cwd=tmp_path)
-    assert Path(home).is_relative_to(installed.parent)
-    result = json.loads(run(installed / "sdpo-nb", "demo", "--steps", "2", "--json", cwd=tmp_path).splitlines()[-1])
-    assert {"before", "after", "attempts", "seconds", "curve"} <= set(result)
 
 
 def test_every_public_name_is_where_the_table_says():

@@ -1,6 +1,10 @@
-"Write README.md from nbs/index.ipynb: its text, its code and what the code printed. `--check` fails where they differ."
+"""Write README.md from nbs/index.ipynb: its text, its code and what the code printed. `--check` fails where they differ.
+
+`--afar` writes what PyPI shows, where no files lie beside the page: its links lead to the repository.
+"""
 
 import argparse
+import configparser
 import json
 import re
 import sys
@@ -21,10 +25,9 @@ def blocks(cells: list[dict]) -> Iterator[str]:
     for cell in cells:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
-            source = re.sub(r"\]\((images|tutorials|experiments|explanations)/", r"](nbs/\1/", source)
-            yield re.sub(r"\]\((\d\d[a-z]*_[\w.]+\.ipynb)", r"](nbs/\1", source)
+            yield re.sub(r"\]\((?=[\w.]+\.ipynb|images/|tutorials/|how_to/|explanations/|experiments/)", "](nbs/", source)
         elif source and "#| hide" not in source:
-            yield f"```python\n{source}\n```"
+            yield "```python\n" + re.sub(r"(?m)^#\|.*\n", "", source) + "\n```"
             if printed(cell): yield f"```\n{printed(cell)}\n```"
 
 
@@ -34,15 +37,27 @@ def readme(root: Path) -> str:
     return NOTICE + "\n\n".join(blocks(cells)) + "\n"
 
 
+def from_afar(page: str, root: Path) -> str:
+    "A page whose links to files beside it lead to the repository."
+    settings = configparser.ConfigParser()
+    settings.read(root / "settings.ini", encoding="utf-8")
+    url, branch = settings["DEFAULT"]["git_url"], settings["DEFAULT"]["branch"]
+    raw = url.replace("github.com", "raw.githubusercontent.com")
+    page = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\g<1>{raw}/{branch}/", page)
+    return re.sub(r"\]\((?!https?:|#)", f"]({url}/blob/{branch}/", page)
+
+
 def main() -> None:
     "Write, or check."
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--afar", action="store_true")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
     options = parser.parse_args()
-    path = options.root / "README.md"
-    if not options.check: path.write_text(readme(options.root), encoding="utf-8")
-    elif not path.exists() or path.read_text(encoding="utf-8") != readme(options.root):
+    path, page = options.root / "README.md", readme(options.root)
+    if options.afar: page = from_afar(page, options.root)
+    if not options.check: path.write_text(page, encoding="utf-8")
+    elif not path.exists() or path.read_text(encoding="utf-8") != page:
         sys.exit("README.md differs from nbs/index.ipynb; run: python tools/make_readme.py")
 
 
