@@ -1,5 +1,7 @@
 """Each benchmark runs at its smallest size, and what it prints last has what the pages draw."""
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
@@ -61,6 +63,23 @@ def test_the_demo_is_replayed(run):
     read_both_ways(result, ratios)
     phases = result["shapes"]["omega"]["phases"]
     assert all(seconds["sample"] > 0 for seconds in phases.values())  # drawn, and replaced
+
+
+def falls(over, by: str) -> None:
+    """A contestant that takes a step, and then no more."""
+    over({"loss": 1.0})
+    if by == "a mistake": raise ValueError("no such row")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("by, error, said", [
+    ("a mistake", RuntimeError, "(?s)one of them:.*no such row"),
+    ("the kernel", MemoryError, "one of them is gone, with -9"),
+])
+def test_a_contestant_that_falls_stops_the_match_and_is_named(run, by, error, said):
+    from contest import in_turns
+
+    with pytest.raises(error, match=said): in_turns({"one of them": partial(falls, by=by)}, 1)
 
 
 def test_memory_is_what_is_held_above_what_was_held_before(run):
