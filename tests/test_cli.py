@@ -1,13 +1,17 @@
 "What a notebook cannot say of the command line: a real process, a real Ctrl-C, and how little help imports."
 
+import configparser
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from cells import hear_ctrl_c
+from sdpo_nb.run.doctor import EXTRAS
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-c", "import sys; from sdpo_nb.run.cli import main; sys.exit(main())"]
 
 
@@ -60,3 +64,57 @@ def test_a_mistake_costs_one_line_and_no_training(tmp_path: Path):
     done = subprocess.run([*COMMAND, "demo", "--feedback", "ful"], cwd=tmp_path, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (2, "sdpo-nb demo: feedback is one of full, first, neg, not 'ful'\n")
     assert not list(tmp_path.iterdir())
+
+
+def doctor(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
+    """The doctor in a process of its own, which finds packages in this folder first."""
+    env = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"} | env
+    return subprocess.run([*COMMAND, "doctor", *words], cwd=folder, env=env, text=True, capture_output=True)
+
+
+def break_package(folder: Path, name: str, body: str) -> None:
+    """A package that is installed, and cannot be imported."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(body)
+    (folder / f"{name}-9.9.dist-info").mkdir()
+    (folder / f"{name}-9.9.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+
+
+def test_the_doctor_finds_nothing_broken_here_and_names_no_folder(tmp_path: Path):
+    done = doctor(tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("\nNothing is broken.\n")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    machine = json.loads(doctor(tmp_path, "--json").stdout)["machine"]
+    assert machine["versions"]["torch"] in done.stdout and machine["place"] == "terminal"
+    for private in (Path.home(), ROOT, sys.prefix, tmp_path): assert str(private) not in done.stdout + str(machine)
+
+
+def test_a_broken_torch_is_a_finding_without_a_traceback(tmp_path: Path):
+    break_package(tmp_path, "torch", f"raise OSError('{tmp_path}/lib/libcudart.so.13: cannot open shared object file')")
+    done = doctor(tmp_path)
+    assert done.returncode == 1 and done.stderr == ""
+    assert "broken      torch 9.9 cannot be imported. libcudart.so.13: cannot open" in done.stdout
+    assert str(tmp_path) not in done.stdout and done.stdout.endswith("\n1 thing is broken.\n")
+    assert json.loads(doctor(tmp_path, "--json").stdout)["findings"][0]["mend"] == "pip install --force-reinstall torch"
+
+
+def test_the_doctor_speaks_where_rich_is_broken(tmp_path: Path):
+    break_package(tmp_path, "rich", "raise ImportError('gone')")
+    done = doctor(tmp_path)
+    assert done.stdout.startswith("sdpo-nb ") and done.stderr == ""
+
+
+def test_the_doctor_imports_torch_and_nothing_else_that_is_slow():
+    heavy = "{'transformers', 'trl', 'peft', 'datasets', 'matplotlib', 'anywidget'}"
+    heard = f"main(['doctor']); print(sorted({heavy} & set(sys.modules)))"
+    script = f"import sys; from sdpo_nb.run.cli import main; {heard}"
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_doctor_knows_every_extra():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    lines = dict(line.split(": ") for line in settings["DEFAULT"]["extras"].strip().splitlines())
+    assert set(EXTRAS) == set(lines) - {"dev", "browser"}
+    for extra, (package, _) in EXTRAS.items(): assert package in lines[extra]

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 import tempfile
 from datasets import Dataset
 from fastcore.test import expect_fail, test_eq
+from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.learn.hosting import (
-    as_rows, as_reward, told_apart, stand_in, as_asked, check_text_only, has_known_head, widen_head,
+    as_rows, as_reward, told_apart, stand_in, as_asked, check_text_only, has_known_head, widen_head, widen_adapter,
     last_whole_checkpoint, is_whole, is_unsloth, check_unsloth
 )
 from cells import notebook_cell
@@ -91,6 +92,26 @@ def test_a_head_that_the_fused_loss_knows():
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "db10ae95"):
         widen_head(model)
         test_eq(model.lm_head(torch.ones(1, 128).bfloat16()).dtype, torch.float32)
+
+
+def test_an_adapter_keeps_its_32_bits():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
+    # %% nbs/16e_learn.hosting.ipynb#003b3ce4
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "003b3ce4"):
+        narrow, _ = add_adapter(load_demo("cpu")[0])
+        learned = [weight for weight in narrow.parameters() if weight.requires_grad]
+        for weight in learned: weight.data = weight.data.bfloat16()
+        kinds = []
+        for is_small in (False, True):
+            narrow.is_loaded_in_4bit = is_small
+            widen_adapter(narrow)
+            kinds.append({weight.dtype for weight in learned})
+        test_eq(kinds, [{torch.bfloat16}, {torch.float32}])
 
 
 def test_a_checkpoint_that_was_written_to_its_end():

@@ -366,8 +366,8 @@ def test_stopped_and_taken_up_the_same_run():
                     test_eq((list(after), remembered), ([*range(stop + 1, 5)], memory))
                     assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
 
-    # %% nbs/16_learn.loop.ipynb#02ed9d27
-    with notebook_cell("nbs/16_learn.loop.ipynb", "02ed9d27"):
+    # %% nbs/16_learn.loop.ipynb#8afdd1d7
+    with notebook_cell("nbs/16_learn.loop.ipynb", "8afdd1d7"):
         with tempfile.TemporaryDirectory() as folder:
             tiny = replace(small, steps=1, tasks=1, attempts=2, evaluate_every=0)
             fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
@@ -384,7 +384,7 @@ def test_stopped_and_taken_up_the_same_run():
             with warnings.catch_warnings(action="ignore"):
                 fit(*load_demo(), environment, sdpo, config=replace(tiny, rows_per_pass=8, save_every=3), folder=folder)
                 (Path(folder) / "checkpoint" / "teacher.safetensors").unlink()
-                with expect_fail(FileNotFoundError, 'say missing="afresh"'):
+                with expect_fail(FileNotFoundError, 'say missing_teacher="afresh"'):
                     fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
                 fit(*load_demo(), environment, sdpo, config=replace(tiny, missing_teacher="afresh"), folder=folder)
 

@@ -14,7 +14,7 @@ from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_p
 from sdpo_nb.experience.rewards import Rewards, across_processes, combined
 from sdpo_nb.experience.rollouts import Sampling, StaticSampler
 from sdpo_nb.learn.config import SDPOConfig, in_our_words
-from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, widen_head
+from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, widen_adapter, widen_head
 from sdpo_nb.learn.inputs import batch_of, learned_mask, teacher_inputs
 from sdpo_nb.learn.inside import open_up, read_inside, untouched
 from sdpo_nb.learn.loop import Clock

@@ -3,6 +3,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from sdpo_nb import __version__
@@ -12,11 +13,13 @@ import contextlib
 import io
 import tempfile
 from fastcore.test import test_eq
-from sdpo_nb.run.cli import Parser, make_parser, check_place, show_result, run_demo, main
+from sdpo_nb.run.cli import (
+    Parser, make_parser, add_demo, add_doctor, check_place, show_result, run_demo, print_page, run_doctor, main
+)
 from cells import notebook_cell
 
 
-def test_the_demo_command():
+def test_both_of_them():
     # %% nbs/24_run.cli.ipynb#72d4ce81
     with notebook_cell("nbs/24_run.cli.ipynb", "72d4ce81"):
         def call(*words):
@@ -33,6 +36,14 @@ def test_the_demo_command():
         result = json.loads(out.splitlines()[-1])
         test_eq((code, result["attempts"], result["is_complete"], "<script" in page), (0, 6 * 64, True, True))
         {key: result[key] for key in ("before", "after", "attempts", "curve")}
+
+    # %% nbs/24_run.cli.ipynb#32de1b40
+    with notebook_cell("nbs/24_run.cli.ipynb", "32de1b40"):
+        code, out, _ = call("doctor")
+        found = json.loads(call("doctor", "--json")[1])
+        test_eq((code, [one["level"] for one in found["findings"] if one["level"] == "broken"]), (0, []))
+        test_eq((found["sdpo-nb"], f"torch {found['machine']['versions']['torch']}" in out), (__version__, True))
+        sorted(found)
 
 
 def test_mistakes():
@@ -55,9 +66,10 @@ def test_mistakes():
         test_eq([(code, err.count("\n")) for code, _, err in lines], [(2, 1)] * len(mistakes))
         [err.strip() for _, _, err in lines]
 
-    # %% nbs/24_run.cli.ipynb#06180873
-    with notebook_cell("nbs/24_run.cli.ipynb", "06180873"):
+    # %% nbs/24_run.cli.ipynb#87ea7e7f
+    with notebook_cell("nbs/24_run.cli.ipynb", "87ea7e7f"):
         test_eq("demo" in call()[1], True)
+        print(call("--help")[1])
         print(call("demo", "--help")[1])
 
 

@@ -232,8 +232,8 @@ def tests_of(chapter: Chapter, package: str) -> str:
 
 def generate(nb: dict, root: Path, package: str, flags: set[str]) -> None:
     """Write a chapter's test file, and remove those whose chapter went or was renamed."""
+    if not any("default_exp" in cell.directives_ for cell in nb.cells if cell.cell_type == "code"): return  # no chapter
     chapter = read_chapter(nb, Path(nb.path_).resolve().relative_to(root).as_posix(), flags)
-    if not chapter.module: return
     path, source = root / "tests" / f"test_{chapter.module.replace('.', '_')}.py", tests_of(chapter, package)
     header = re.escape(HEADER).replace(re.escape("{notebook}"), "(.+)")
     for old in path.parent.glob("test_*.py"):

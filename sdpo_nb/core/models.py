@@ -8,9 +8,9 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.models.html.md"""
 __all__ = ['need', 'pick_device', 'pick_dtype', 'load_model', 'check_tokenizer', 'check_parts', 'render', 'undressed',
            'context_length', 'check_fits', 'pad', 'positions', 'modules_of', 'reshard', 'as_reader', 'seeded']
 
-# %% ../../nbs/02_core.models.ipynb #6f405909
+# %% ../../nbs/02_core.models.ipynb #c5268fa9
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -91,13 +91,17 @@ def check_tokenizer(
         raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
     return tokenizer
 
-# %% ../../nbs/02_core.models.ipynb #b013c646
+# %% ../../nbs/02_core.models.ipynb #460a55b1
 def check_parts(
     tokenizer: "PreTrainedTokenizerBase",  # with a chat template
     conversations: Sequence[Sequence[Message]],  # what it is to render
 ) -> None:
-    "Refuse turns that are lists of parts where the chat template takes text alone."
-    if not any(isinstance(turn.get("content"), list | tuple) for turns in conversations for turn in turns): return
+    "Refuse parts of turns that are no text, and turns that are lists of parts where the chat template takes text alone."
+    contents = [turn.get("content") for turns in conversations for turn in turns]
+    lists = [content for content in contents if isinstance(content, list | tuple)]
+    if not lists: return
+    kinds = {part.get("type", "text") for parts in lists for part in parts if isinstance(part, Mapping)} - {"text"}
+    if kinds: raise ValueError(f"only text reaches a model here, and a turn holds a part of type {sorted(kinds)[0]}; leave it out")
     import jinja2
 
     probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]

@@ -24,7 +24,7 @@ from .teachers import Teacher
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../../nbs/15b_learn.checkpoints.ipynb #84c7b8a3
+# %% ../../nbs/15b_learn.checkpoints.ipynb #03a7e223
 @dataclass
 class Running:
     "Everything that changes while a model is trained."
@@ -85,7 +85,10 @@ class Running:
         if ("memory" in about) != (self.memory is not None):
             began = "with a memory of successes" if "memory" in about else "without a memory of successes"
             raise ValueError(f"the run in {folder} began {began}; let it go on so, or give another folder")
-        if self.teacher: self.teacher.load(last / "teacher.safetensors", missing_teacher)
+        if self.teacher:
+            try: self.teacher.load(last / "teacher.safetensors", missing_teacher)
+            except FileNotFoundError as error:  # which names the teacher's own setting, and not the run's
+                raise FileNotFoundError(str(error).replace("missing=", "missing_teacher=")) from error
         for name, weight in mine.items(): put(weight, kept[name])
         state = torch.load(last / "optimizer.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])

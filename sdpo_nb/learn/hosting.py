@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.hosting.html.md"""
 
 # %% auto #0
 __all__ = ['as_rows', 'as_reward', 'told_apart', 'stand_in', 'as_asked', 'check_text_only', 'has_known_head', 'widen_head',
-           'last_whole_checkpoint', 'is_whole', 'is_unsloth', 'check_unsloth']
+           'widen_adapter', 'last_whole_checkpoint', 'is_whole', 'is_unsloth', 'check_unsloth']
 
 # %% ../../nbs/16e_learn.hosting.ipynb #235cd8b5
 import json
@@ -104,6 +104,15 @@ def widen_head(
     head = model.get_output_embeddings()
     bias = None if head.bias is None else head.bias.float()
     head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
+
+# %% ../../nbs/16e_learn.hosting.ipynb #51b89006
+def widen_adapter(
+    model: "PreTrainedModel",  # perhaps with an adapter on a base of few bits
+) -> None:
+    "Give the adapter of such a base its 32 bits back."
+    if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)): return
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype == torch.bfloat16: weight.data = weight.data.float()
 
 # %% ../../nbs/16e_learn.hosting.ipynb #419ba2eb
 def last_whole_checkpoint(

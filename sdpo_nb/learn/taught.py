@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #29a87225
+# %% ../../nbs/16f_learn.taught.ipynb #dcd05d3b
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +32,7 @@ from sdpo_nb.learn.hosting import (
     is_unsloth,
     stand_in,
     told_apart,
+    widen_adapter,
     widen_head,
 )
 from .inputs import batch_of, learned_mask, teacher_inputs
@@ -58,7 +59,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #86fb944b
+# %% ../../nbs/16f_learn.taught.ipynb #ebc0659e
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -96,6 +97,7 @@ class TaughtTrainer(GRPOTrainer):
             callbacks=callbacks, optimizers=optimizers, quantization_config=quantization_config,
             peft_config=peft_config, tools=tools, rollout_func=rollout_func, environment_factory=environment_factory,
         )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled): widen_adapter(unwrapped(self.model))
         if args.enabled: self.bring_teacher()
         if args.enabled and args.fp16 and self.accelerator.device.type == "cpu":
             warnings.warn("fp16 does nothing on a CPU, which computes in 32 bits; bf16=True is what it can do", stacklevel=2)
