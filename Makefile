@@ -11,7 +11,8 @@ ERA ?= trl==1.15.0 transformers==5.17.0 huggingface_hub<2 httpx httpcore certifi
 UNSLOTH ?= unsloth==2026.10.9 unsloth_zoo==2026.10.9 requests urllib3 charset_normalizer
 # What Google Colab's kernel has, and what these need (github.com/googlecolab/backend-info, August 2026).
 COLAB ?= ipywidgets==7.7.1 anywidget==0.9.21 ipykernel==6.17.1 ipython==7.34.0 traitlets==5.7.1 jupyter_client==7.4.9 \
-         ipython_genutils decorator pickleshare backcall nest_asyncio entrypoints
+         ipython_genutils decorator pickleshare backcall nest_asyncio entrypoints transformers==5.15.0 accelerate==1.14.0 \
+         peft==0.20.0 tokenizers==0.22.2 huggingface_hub<2 httpx httpcore certifi idna
 TRAINER ?= $(patsubst %,tests/test_learn_%.py,config inputs inside hosting taught trainer) $(wildcard tests/test_trainer*.py)
 
 BIN := .venv/bin
@@ -34,7 +35,7 @@ test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
 	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 	@echo "== nbdev-test: the notebooks that are no chapters, and have no tests of their own"
-	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^[0-9]+[a-z]*_.+[.].+[.]' --n-workers $(WORKERS)
+	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^01_quickstart|^[0-9]+[a-z]*_.+[.].+[.]' --n-workers $(WORKERS)
 
 test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped at any moment.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -m "slow and not gpu and not net and not browser" $(ARGS)
@@ -49,8 +50,8 @@ test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpe
 test-unsloth: .venv/.unsloth  ## Run the trainer beside Unsloth, in folders that nothing else sees.
 	@PYTHONPATH=$(CURDIR)/.venv/unsloth:$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet tests/test_unsloth_compat.py $(ARGS)
 
-test-colab: .venv/.colab  ## Run the widgets with Google Colab's packages, in a folder that nothing else sees.
-	@PYTHONPATH=$(CURDIR)/.venv/colab $(QUIET) $(BIN)/python -m pytest --quiet tests/test_colab.py $(ARGS)
+test-colab: .venv/.colab  ## Run widgets and quickstart with Google Colab's packages, in a folder that nothing else sees.
+	@PYTHONPATH=$(CURDIR)/.venv/colab $(QUIET) $(BIN)/python -m pytest --quiet tests/test_colab.py tests/test_quickstart.py $(ARGS)
 
 test-era: .venv/.era  ## Run the trainer's tests with the older TRL and Transformers that Unsloth allows.
 	@echo "== $(ERA)"
@@ -66,7 +67,7 @@ export: .venv/.dev  ## Write the package, its tests and the README from the note
 	@$(BIN)/python tools/make_readme.py
 
 run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
-	@$(QUIET) MPLBACKEND=Agg PYTHONWARNINGS=ignore::FutureWarning $(BIN)/nbdev-test --save --n-workers $(WORKERS)
+	@$(QUIET) MPLBACKEND=Agg PYTHONWARNINGS=ignore::FutureWarning $(BIN)/nbdev-test --skip-file-re '^([_.]|01_quickstart)' --save --n-workers $(WORKERS)
 	@$(BIN)/nbdev-clean
 
 docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else check that its pages can be made.
@@ -120,4 +121,4 @@ clean:  ## Remove what the other targets made, save .venv.
 
 .venv/.colab: .venv/.dev
 	@echo "== installing $(COLAB)"
-	@$(PIP) --upgrade --no-deps --target .venv/colab $(COLAB) && touch $@
+	@$(PIP) --upgrade --no-deps --target .venv/colab $(patsubst %,'%',$(COLAB)) && touch $@

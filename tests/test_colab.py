@@ -7,14 +7,16 @@ Of its page only this is simulated: it keeps of every widget what the messages o
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from test_browser_widgets import MADE
 
+IS_COLAB = version("ipywidgets").startswith("7.")
 pytestmark = pytest.mark.skipif(
-    not version("ipywidgets").startswith("7."),
+    not IS_COLAB,
     reason="needs the older packages of Google Colab, in a folder of their own: make test-colab",
 )
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -71,13 +73,14 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def run(folder) -> Iterator[Callable[[str], list[dict]]]:
-    """Run a cell in a kernel, as Colab's page does: what the kernel says meanwhile, message by message."""
+@contextmanager
+def kernel(folder: Path, *paths: Path) -> Iterator[Callable[[str], list[dict]]]:
+    """A kernel in a folder. The function runs a cell, as a page does: what the kernel says meanwhile, by message."""
     from jupyter_client.manager import start_new_kernel
 
-    path = os.pathsep.join(map(str, (*filter(None, [os.environ.get("PYTHONPATH")]), folder, Path(__file__).parents[1])))
-    manager, client = start_new_kernel(cwd=str(folder), env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    path = os.pathsep.join(map(str, (*filter(None, [os.environ.get("PYTHONPATH")]), *paths, Path(__file__).parents[1])))
+    quiet = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    manager, client = start_new_kernel(cwd=str(folder), env=os.environ | quiet)
 
     def run_one(code: str) -> list[dict]:
         said: list[dict] = []
@@ -85,10 +88,18 @@ def run(folder) -> Iterator[Callable[[str], list[dict]]]:
         assert reply["status"] == "ok", "\n".join(reply["traceback"])
         return said
 
-    run_one(WIRE)
-    yield run_one
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    try: yield run_one
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> Iterator[Callable[[str], list[dict]]]:
+    """A kernel of Colab."""
+    with kernel(folder, folder) as run:
+        run(WIRE)
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +127,9 @@ def sent(said: list[dict], model: str) -> list[dict]:
 
 
 def test_the_packages_are_those_of_colab(run):
-    names = "IPython", "ipykernel", "ipywidgets", "anywidget", "traitlets"
+    names = "IPython", "ipykernel", "ipywidgets", "anywidget", "traitlets", "transformers", "accelerate", "peft"
     found = [tell(run, f"__import__('{name}').__version__") for name in names]
-    assert found == ["7.34.0", "6.17.1", "7.7.1", "0.9.21", "5.7.1"]
+    assert found == ["7.34.0", "6.17.1", "7.7.1", "0.9.21", "5.7.1", "5.15.0", "1.14.0", "0.20.0"]
 
 
 def test_every_widget_carries_colabs_note(run, trained):
