@@ -70,10 +70,10 @@ run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
 	@$(QUIET) MPLBACKEND=Agg PYTHONWARNINGS=ignore::FutureWarning $(BIN)/nbdev-test --skip-file-re '^([_.]|01_quickstart)' --save --n-workers $(WORKERS)
 	@$(BIN)/nbdev-clean
 
-docs: .venv/.dev  ## Build the site into _docs where Quarto is installed; else check that its pages can be made.
-	@if command -v quarto >/dev/null; then $(BIN)/nbdev-docs; else \
-	  $(QUIET) $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)" \
-	  && echo "the pages stand in _proc; install Quarto (quarto.org) to turn them into a site"; fi
+docs: .venv/.docs  ## Build the site into _docs, with Quarto where it is installed; refuse what a reader would stumble over.
+	@$(QUIET) PYTHONPATH=. $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)"
+	@if command -v quarto >/dev/null; then $(BIN)/python -m tools.make_site --check && PYTHONPATH=. $(BIN)/nbdev-docs; \
+	  else $(BIN)/python -m tools.make_site; fi
 
 bench: .venv/.package  ## Measure seconds, memory and learning beside TRL, minutes; one, at length: BENCH=step ARGS=--long.
 	@for name in $(BENCH); do echo "== $$name"; \
@@ -107,7 +107,11 @@ clean:  ## Remove what the other targets made, save .venv.
 	@echo "== installing sdpo-nb and its tools (minutes, once)"
 	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
 
-.venv/.browser: .venv/.dev
+.venv/.docs: .venv/.dev
+	@echo "== installing what makes the site (a minute, once)"
+	@$(PIP) --editable '.[docs]' && touch $@
+
+.venv/.browser: .venv/.docs
 	@echo "== installing playwright and two Jupyters (a minute, once)"
 	@$(PIP) --editable '.[browser]' && touch $@
 

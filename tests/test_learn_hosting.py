@@ -30,12 +30,13 @@ def test_an_environment_becomes_a_reward_function():
         data = Dataset.from_list(as_rows(environment.tasks(2)))
         model, tokenizer = load_demo("cpu")
 
-    # %% nbs/16e_learn.hosting.ipynb#00299c6b
-    with notebook_cell("nbs/16e_learn.hosting.ipynb", "00299c6b"):
+    # %% nbs/16e_learn.hosting.ipynb#0fd206eb
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "0fd206eb"):
         test_eq(data.column_names, ["prompt", "answer"])
         answers = [[{"role": "assistant", "content": data[0]["answer"]}], [{"role": "assistant", "content": "ka"}]]
         said = as_reward(environment)(list(data["prompt"]), answers, answer=list(data["answer"]), trainer_state=None)
         test_eq([(one.score, one.text) for one in said], [(1.0, ""), (0.0, "Bad format.")])
+        said[0]
 
 
 def test_what_was_said_stands_in_for_who_said_it():

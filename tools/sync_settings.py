@@ -9,9 +9,9 @@ from pathlib import Path
 BEGIN = "# >>> written from settings.ini by tools/sync_settings.py: edit settings.ini, not this block"
 END = "# <<< written from settings.ini"
 LICENSES = {"apache2": "Apache-2.0", "mit": "MIT", "bsd3": "BSD-3-Clause"}
-NBDEV_KEYS = ("lib_path title nbs_path doc_path readme_nb branch tst_flags export_procs "
+NBDEV_KEYS = ("lib_path title nbs_path doc_path readme_nb branch tst_flags export_procs doc_procs "
               "custom_sidebar clean_ids clear_all").split()
-NBDEV_LISTS = {"export_procs"}
+NBDEV_LISTS = {"export_procs", "doc_procs"}
 
 
 def read_settings(root: Path) -> dict[str, str]:

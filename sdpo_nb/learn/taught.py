@@ -59,7 +59,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #ebc0659e
+# %% ../../nbs/16f_learn.taught.ipynb #fcf4c306
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -125,7 +125,8 @@ class TaughtTrainer(GRPOTrainer):
         self.ref_model = self.teacher.second.model if isinstance(self.teacher.second, FullCopy) else None
         open_up(student)
         if args.eval_teacher or args.teacher_pass_rate_every: self.check_asking()
-        self.reads_states = args.fused_loss and has_known_head(student)
+        is_ready = type(self.method).loss is SDPO.loss  # a method with a loss of its own reads logits
+        self.reads_states = args.fused_loss and is_ready and has_known_head(student)
         self.side = "right" if is_unsloth(GRPOTrainer) else "left"  # its layers forget masks while they train
         self.shares = args.share_prompts and self.side == "left"
         self.sight = sight_of(student) if self.shares and self.reads_states else None
