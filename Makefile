@@ -70,7 +70,7 @@ run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
 	@$(QUIET) MPLBACKEND=Agg PYTHONWARNINGS=ignore::FutureWarning $(BIN)/nbdev-test --skip-file-re '^([_.]|01_quickstart)' --save --n-workers $(WORKERS)
 	@$(BIN)/nbdev-clean
 
-docs: .venv/.docs  ## Build the site into _docs, with Quarto where it is installed; refuse what a reader would stumble over.
+docs: .venv/.dev  ## Build the site into _docs, with Quarto where it is installed; refuse what a reader would stumble over.
 	@$(QUIET) PYTHONPATH=. $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)"
 	@if command -v quarto >/dev/null; then $(BIN)/python -m tools.make_site --check && PYTHONPATH=. $(BIN)/nbdev-docs; \
 	  else $(BIN)/python -m tools.make_site; fi
@@ -107,11 +107,7 @@ clean:  ## Remove what the other targets made, save .venv.
 	@echo "== installing sdpo-nb and its tools (minutes, once)"
 	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
 
-.venv/.docs: .venv/.dev
-	@echo "== installing what makes the site (a minute, once)"
-	@$(PIP) --editable '.[docs]' && touch $@
-
-.venv/.browser: .venv/.docs
+.venv/.browser: .venv/.dev
 	@echo "== installing playwright and two Jupyters (a minute, once)"
 	@$(PIP) --editable '.[browser]' && touch $@
 

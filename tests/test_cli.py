@@ -116,5 +116,5 @@ def test_the_doctor_knows_every_extra():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")
     lines = dict(line.split(": ") for line in settings["DEFAULT"]["extras"].strip().splitlines())
-    assert set(EXTRAS) == set(lines) - {"dev", "docs", "browser"}  # those are for working on it
+    assert set(EXTRAS) == set(lines) - {"dev", "browser"}  # those are for working on it
     for extra, (package, _) in EXTRAS.items(): assert package in lines[extra]

@@ -99,13 +99,15 @@ def test_before_anything_is_trained():
             loss, metrics = backward(model, tokenizer, EMA().attach(model), method, rows, rows_per_pass, Clock())
             return loss, metrics, torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
-    # %% nbs/16_learn.loop.ipynb#e4fdd779
-    with notebook_cell("nbs/16_learn.loop.ipynb", "e4fdd779"):
+    # %% nbs/16_learn.loop.ipynb#4883a33a
+    with notebook_cell("nbs/16_learn.loop.ipynb", "4883a33a"):
         model, tokenizer = load_demo()
         with expect_fail(ValueError, "weights of 16 bits swallow small steps"):
             check_run(model.bfloat16(), tokenizer, [], sdpo, small)
         with expect_fail(ValueError, "the model has no weights to train"):
             check_run(model.requires_grad_(False), tokenizer, [], sdpo, small)
+        leashed = SDPO(Objective(kl_to_base=0.1))
+        with expect_fail(ValueError, "SDPOTrainer does and this loop does not"): check_run(model, tokenizer, [], leashed, LoopConfig())
 
 
 def test_a_clock_that_knows_what_it_is_timing():

@@ -14,7 +14,7 @@ import io
 import tempfile
 from fastcore.test import test_eq
 from sdpo_nb.run.cli import (
-    Parser, make_parser, add_demo, add_doctor, check_place, show_result, run_demo, print_page, run_doctor, main
+    Parser, make_parser, add_demo, add_doctor, check_place, show_result, NEXT, run_demo, print_page, run_doctor, main
 )
 from cells import notebook_cell
 

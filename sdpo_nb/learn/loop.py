@@ -80,7 +80,7 @@ class LoopConfig:
         cooling = self.steps * self.cooldown
         return self.learning_rate * min(1.0, (self.steps - step + 1) / cooling) if cooling >= 1 else self.learning_rate
 
-# %% ../../nbs/16_learn.loop.ipynb #e1f7217e
+# %% ../../nbs/16_learn.loop.ipynb #927dd7f9
 def check_run(
     model: "PreTrainedModel",  # the student
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -91,6 +91,8 @@ def check_run(
 ) -> None:
     "Refuse a run that cannot work, before it begins."
     method.check(config.attempts, config.sampling.temperature, memory is not None)
+    if isinstance(method, SDPO) and method.objective.kl_to_base:
+        raise ValueError("kl_to_base asks the base policy too, which SDPOTrainer does and this loop does not; leave it out")
     check_tokenizer(tokenizer)
     trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
     if not trained:

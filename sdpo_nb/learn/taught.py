@@ -59,7 +59,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #fcf4c306
+# %% ../../nbs/16f_learn.taught.ipynb #a263d37f
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -91,6 +91,8 @@ class TaughtTrainer(GRPOTrainer):
         self.clock, self.meters, self.sampler = Clock(), {"train": Meter(), "eval": Meter()}, None
         self._is_between = False
         self.newest: dict[str, tuple[Attempts, list[Feedback], list[TeacherView], slice]] = {}  # in training, in evaluation
+        # until the run is over TRL and peft call transformers by names that it is giving up; nobody here can mend that
+        warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
         super().__init__(
             model, reward_funcs, args, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processing_class, reward_processing_classes=reward_processing_classes,
