@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
+from nbdev.quarto import refresh_quarto_yml
 
 from tools import describe_figures, make_site, site_pages, site_writer
 
@@ -335,6 +336,12 @@ def misfits(given: object, schema: object, place: str = "") -> list[str]:
     unknown = [f"{place}/{key}" for key in given if key not in schema]
     known = [key for key in given if key in schema]
     return unknown + [wrong for key in known for wrong in misfits(given[key], schema[key], f"{place}/{key}")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nbdevs_own_settings() -> None:
+    """nbs/nbdev.yml, which nbdev writes and git ignores."""
+    refresh_quarto_yml()
 
 
 def settings(name: str) -> dict:

@@ -151,8 +151,8 @@ CASES: dict[str, Case] = {
     "float16 weights, LoRA": (
         lambda _, family: tiny(family).half(), dict(fp16=True, host=Scaled) | WITH_LORA, F16, F32
     ),
-    "NF4, LoRA": (lambda folder, family: quantised(folder, family, 4), WITH_LORA, F32, BF16),
-    "8 bits, LoRA": (lambda folder, family: quantised(folder, family, 8), WITH_LORA, F32, BF16),
+    "NF4, LoRA": (lambda folder, family: quantised(folder, family, 4), WITH_LORA, F32, F32),
+    "8 bits, LoRA": (lambda folder, family: quantised(folder, family, 8), WITH_LORA, F32, F32),
 }
 
 
