@@ -151,7 +151,6 @@ def test_an_anchor_that_is_taken_gets_a_number():
 
 
 def test_maths_becomes_mathml_and_money_stays():
-    pytest.importorskip("latex2mathml")
     text, writer = written(prose("It is $k \\le q$, not `$x$`, \\$5 or $6.\n\n$$\\frac{1}{2}$$"))
     assert "`$x$`, \\$5 or $6" in text and len(writer.slots) == 2
     assert writer.slots[0].startswith("<math") and "<mfrac>" in writer.slots[1] and 'display="block"' in writer.slots[1]
@@ -264,7 +263,6 @@ def test_a_site_without_fault_is_not_refused(tmp_path):
 
 
 def test_a_site_is_built(tmp_path):
-    for package in ("zensical", "latex2mathml"): pytest.importorskip(package)
     home = page(prose("## Doors\n\nTo [the loss](11_loss.objectives.ipynb#kl) and $a^2$."), path="index.ipynb")
     lens = {"output_type": "display_data", "data": {"text/html": "<script>1 && 2</script>"}}
     loss = page(prose("### kl"), code("kl()", SEEN, lens),
