@@ -5,7 +5,6 @@ import functools
 import marshal
 import math
 import os
-import resource
 import select
 import signal
 import struct

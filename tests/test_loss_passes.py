@@ -2,6 +2,7 @@
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from sdpo_nb.loss.distillation import Counted, Listed, token_losses
 from sdpo_nb.loss.objectives import Objective, topk_divergence
 from torch import Tensor
 from itertools import product
+from unittest.mock import patch
 from fastcore.test import test_close, test_eq
 from sdpo_nb.loss.distillation import counted_tokens, distillation_loss
 from sdpo_nb.loss.objectives import divergence
@@ -74,6 +76,15 @@ def test_two_readers_compared():
 
 
 def test_compiled_where_it_repays():
+    # %% nbs/11c_loss.passes.ipynb#172d6e84
+    with notebook_cell("nbs/11c_loss.passes.ipynb", "172d6e84"):
+        asked = []
+        with patch.dict(os.environ), patch.object(shutil, "which", asked.append):
+            os.environ.pop("CXX", None)
+            for system in ("linux", "darwin", "win32"):
+                with patch.object(sys, "platform", system): test_eq(has_compiler.__wrapped__("cpu"), False)
+        test_eq(asked, ["g++", "clang++", "cl"])
+
     # %% nbs/11c_loss.passes.ipynb#b723e92d
     with notebook_cell("nbs/11c_loss.passes.ipynb", "b723e92d"):
         before, Work.done = Work.done, 0

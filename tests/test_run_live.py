@@ -34,8 +34,8 @@ def test_beside_sdpotrainer():
             model, tokenizer = load_demo("cpu")
             quiet = dict(disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, save_strategy="no", report_to="none")
             config = demo(output_dir=folder.name, seed=0, **dict(max_steps=12, logging_steps=1) | quiet | settings)
-            data = Dataset.from_list(as_rows(environment.tasks(64)))
-            trainer = SDPOTrainer(model, as_reward(environment), config, data, processing_class=tokenizer, callbacks=[callback])
+            data, held_out = (Dataset.from_list(as_rows(environment.tasks(*which))) for which in ((64,), (8, "held_out")))
+            trainer = SDPOTrainer(model, as_reward(environment), config, data, held_out, tokenizer, callbacks=[callback])
             trainer.train()
             return trainer
 
@@ -43,9 +43,10 @@ def test_beside_sdpotrainer():
     with notebook_cell("nbs/25_run.live.ipynb", "b51ecbae"):
         lens, monitor, groups = TokenLens(), TrainingMonitor(title="SDPO on omega"), RolloutBrowser(steps=2)
         said = io.StringIO()
-        with redirect_stdout(said): trained(WidgetCallback([lens, monitor, groups], every=6))
+        with redirect_stdout(said): trained(WidgetCallback([lens, monitor, groups], every=6), eval_strategy="steps", eval_steps=6)
         test_eq([step for step, _ in lens.pieces], [0, 6, 12])
         test_eq((len(monitor.reports), len(groups.pieces), "student_entropy" in said.getvalue()), (13, 2, False))
+        assert "step 12/12" in (last := said.getvalue().splitlines()[-1]) and "held-out" in last
         print(said.getvalue())
 
     # %% nbs/25_run.live.ipynb#b7e1a380
@@ -70,8 +71,8 @@ def test_beside_the_plain_loop():
             model, tokenizer = load_demo("cpu")
             quiet = dict(disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, save_strategy="no", report_to="none")
             config = demo(output_dir=folder.name, seed=0, **dict(max_steps=12, logging_steps=1) | quiet | settings)
-            data = Dataset.from_list(as_rows(environment.tasks(64)))
-            trainer = SDPOTrainer(model, as_reward(environment), config, data, processing_class=tokenizer, callbacks=[callback])
+            data, held_out = (Dataset.from_list(as_rows(environment.tasks(*which))) for which in ((64,), (8, "held_out")))
+            trainer = SDPOTrainer(model, as_reward(environment), config, data, held_out, tokenizer, callbacks=[callback])
             trainer.train()
             return trainer
 
@@ -94,8 +95,8 @@ def test_stopped_by_hand():
             model, tokenizer = load_demo("cpu")
             quiet = dict(disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, save_strategy="no", report_to="none")
             config = demo(output_dir=folder.name, seed=0, **dict(max_steps=12, logging_steps=1) | quiet | settings)
-            data = Dataset.from_list(as_rows(environment.tasks(64)))
-            trainer = SDPOTrainer(model, as_reward(environment), config, data, processing_class=tokenizer, callbacks=[callback])
+            data, held_out = (Dataset.from_list(as_rows(environment.tasks(*which))) for which in ((64,), (8, "held_out")))
+            trainer = SDPOTrainer(model, as_reward(environment), config, data, held_out, tokenizer, callbacks=[callback])
             trainer.train()
             return trainer
 

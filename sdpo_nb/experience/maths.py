@@ -9,7 +9,8 @@ __all__ = ['DIGITS', 'NUMBER', 'FRACTION', 'MINUS', 'EXACTLY', 'UNIT', 'LEAD', '
            'bounded_process', 'decimal_of', 'Number', 'number_of', 'number_trouble', 'read_number', 'is_close',
            'Numbers', 'compare_maths', 'serve', 'start', 'BoundedProcess', 'Maths']
 
-# %% ../../nbs/08b_experience.maths.ipynb #5f049ae1
+# %% ../../nbs/08b_experience.maths.ipynb #7edb5a59
+import faulthandler
 import functools
 import json
 import logging
@@ -175,23 +176,23 @@ def compare_maths(
     if maths.verify(expected, given, timeout_seconds=None): return "right", str(given[-1])
     return "unread" if isinstance(given[0], str) else "wrong", str(given[-1])
 
-# %% ../../nbs/08b_experience.maths.ipynb #03fd028d
+# %% ../../nbs/08b_experience.maths.ipynb #0ee53f3c
 def serve(
     work: Callable[..., Any],  # called with what a line holds
-    seconds: float,  # the kernel ends this process where one call takes longer
+    seconds: float,  # this process ends where one call takes longer
 ) -> None:
     "Work on what comes in on standard input, a line of JSON each, until it ends."
-    import resource
-    import signal
+    if sys.platform == "linux":  # Windows has no such limit, and macOS refuses to set it
+        import resource
 
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (2**32 if hard == resource.RLIM_INFINITY else min(2**32, hard), hard))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (2**32 if hard == resource.RLIM_INFINITY else min(2**32, hard), hard))
     print("ready", flush=True)
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        faulthandler.dump_traceback_later(seconds, exit=True)  # a thread in C: it needs no lock of the interpreter
         try: found = work(*json.loads(line))
         except (MemoryError, RecursionError, OverflowError): found = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
         print(json.dumps(found), flush=True)
 
 # %% ../../nbs/08b_experience.maths.ipynb #fda640b2

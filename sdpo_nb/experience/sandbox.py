@@ -6,12 +6,11 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/experience.sandbox.html.md"""
 
 # %% auto #0
 __all__ = ['Limits', 'Program', 'python_program', 'Outcome', 'Isolation', 'sealed', 'drain', 'run_job', 'read_reports', 'job_for',
-           'as_bytes', 'granted', 'isolation', 'outcome_of', 'run_program', 'folder_for', 'run_code', 'run_many',
-           'as_program']
+           'as_bytes', 'granted', 'isolation', 'need_linux', 'outcome_of', 'run_program', 'folder_for', 'run_code',
+           'run_many', 'as_program']
 
-# %% ../../nbs/07b_experience.sandbox.ipynb #fee25972
+# %% ../../nbs/07b_experience.sandbox.ipynb #a60fe8df
 import errno
-import fcntl
 import functools
 import io
 import marshal
@@ -148,11 +147,13 @@ class Isolation:
         rows = [f"| {item.name} | {getattr(self, item.name) or 'no'} |" for item in fields(self)]
         return "\n".join(["| layer | granted |", "|---|---|", *rows])
 
-# %% ../../nbs/07b_experience.sandbox.ipynb #a7a2e133
+# %% ../../nbs/07b_experience.sandbox.ipynb #68be7e6a
 def sealed(
     content: bytes,  # what it holds, for good
 ) -> int:  # a file descriptor at its start
     "A file in memory that no one can change any more."
+    import fcntl  # not on Windows, which may import all the same what needs a sandbox only when it runs programs
+
     descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     while content: content = content[os.write(descriptor, content):]
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -257,17 +258,24 @@ def granted(
     job = job_for(Program(["none"]), Limits(), isolation, "/") | {"argv": []}
     return "error" not in run_job(job, b"")[2]
 
-# %% ../../nbs/07b_experience.sandbox.ipynb #3eb2605e
+# %% ../../nbs/07b_experience.sandbox.ipynb #9288b580
 @functools.cache
 def isolation() -> Isolation:
     "The layers that this kernel grants to this process; asked once."
-    if platform.system() != "Linux": return Isolation()
+    if sys.platform != "linux": return Isolation()
     try: landlock = kernel(444, None, 0, 1)
     except OSError: landlock = 0
     try: filters = kernel("prctl", 22, 2, None, 0, 0) == 0
     except OSError as error: filters = error.errno == errno.EFAULT and platform.machine() in ("x86_64", "aarch64")
     namespaces = granted(Isolation(namespaces=True))
     return Isolation(namespaces, namespaces and granted(Isolation(True, True)), landlock, filters)
+
+# %% ../../nbs/07b_experience.sandbox.ipynb #c7ca2779
+def need_linux() -> None:
+    "Refuse to go on where there is no kernel to build walls with."
+    if sys.platform == "linux": return
+    where = "in WSL2 or a container" if sys.platform == "win32" else "in a container"
+    raise RuntimeError(f"the sandbox is made of Linux, and this is {platform.system()}: run this {where}")
 
 # %% ../../nbs/07b_experience.sandbox.ipynb #3ee5dd9e
 def outcome_of(
@@ -287,7 +295,7 @@ def outcome_of(
     name = number and {one.value: one.name for one in signal.Signals}.get(number, f"signal {number}")
     return Outcome(ended or ("error" if back else "finished"), out, err, code, name, report["seconds"])
 
-# %% ../../nbs/07b_experience.sandbox.ipynb #16fae816
+# %% ../../nbs/07b_experience.sandbox.ipynb #f67c3c93
 def run_program(
     program: Program,  # what to run
     limits: Limits = Limits(),  # what it may use
@@ -295,7 +303,7 @@ def run_program(
     unsafe: bool = False,  # run it although something is unguarded
 ) -> Outcome:
     "Run a program that no one has read, and say what it did."
-    if platform.system() != "Linux": raise RuntimeError("the sandbox is made of Linux; elsewhere use a container")
+    need_linux()
     layers = isolation() if layers is None else layers
     if not unsafe: layers.require()
     with folder_for(program, layers) as folder:
@@ -327,7 +335,7 @@ def run_code(
     "Run a Python program that no one has read, and say what it did."
     return run_program(python_program(source, stdin, packages), limits, unsafe=unsafe)
 
-# %% ../../nbs/07b_experience.sandbox.ipynb #61fc640a
+# %% ../../nbs/07b_experience.sandbox.ipynb #73c31fc2
 def run_many(
     programs: Sequence[Program | str],  # programs, or sources of Python programs
     limits: Limits = Limits(),  # what each of them may use
@@ -335,6 +343,7 @@ def run_many(
     unsafe: bool = False,  # run them although something is unguarded
 ) -> list[Outcome]:  # in the same order
     "Run many programs, a few at a time."
+    need_linux()
     if isinstance(programs, str): raise ValueError("run_many takes a list of programs; run_code takes one")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1: raise ValueError(f"workers must be at least 1, not {workers}")

@@ -9,14 +9,13 @@ __all__ = ['REFUSED', 'kernel', 'put', 'call_filter', 'enter_namespaces', 'show'
            'limit_resources', 'become', 'write_files', 'be_init', 'process_tree', 'used', 'watch', 'end_all', 'launch',
            'launcher_code']
 
-# %% ../../nbs/07_experience.walls.ipynb #c2cb1a10
+# %% ../../nbs/07_experience.walls.ipynb #29ce63d4
 import ctypes
 import errno
 import functools
 import marshal
 import math
 import os
-import resource
 import select
 import signal
 import struct
@@ -159,12 +158,14 @@ def restrict_files(
     kernel(446, rules, 0)
     os.close(rules)
 
-# %% ../../nbs/07_experience.walls.ipynb #ee93f980
+# %% ../../nbs/07_experience.walls.ipynb #bf08a279
 def limit_resources(
     limits: Mapping[str, float],  # the names of `sandbox.Limits` and their values
     others: int,  # processes of the launcher that count as the program's
 ) -> None:
     "What the kernel counts for each process."
+    import resource  # Windows has no such module; in the sandbox, where no file is left to read, the launcher has it
+
     cpu, memory = math.ceil(limits["cpu_seconds"]), limits["memory"]
     for name, soft, hard in (
         ("CPU", cpu, cpu + 1), ("AS", memory, memory), ("STACK", 8 << 20, 8 << 20), ("MEMLOCK", 0, 0),
@@ -234,7 +235,7 @@ def be_init(
     except BaseException as error: os.write(report, marshal.dumps({"error": f"{type(error).__name__}: {error}"}))
     finally: os._exit(0)
 
-# %% ../../nbs/07_experience.walls.ipynb #11354b4e
+# %% ../../nbs/07_experience.walls.ipynb #13138afa
 def process_tree(
     pid: int,  # where it starts
 ) -> list[int]:  # itself first
@@ -243,7 +244,7 @@ def process_tree(
     for one in found:
         try:
             for task in os.listdir(f"/proc/{one}/task"):
-                with open(f"/proc/{one}/task/{task}/children") as file: found += map(int, file.read().split())
+                with open(f"/proc/{one}/task/{task}/children", "rb") as file: found += map(int, file.read().split())
         except (FileNotFoundError, ProcessLookupError): pass  # gone since
     return found
 

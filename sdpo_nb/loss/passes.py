@@ -9,10 +9,11 @@ __all__ = ['TILE', 'NOWHERE', 'REPAYS', 'word_divergence', 'tile_sums', 'tile_me
            'tile_entropy', 'norms_of', 'tile_of', 'met', 'likeliest_words', 'Compared', 'Passes', 'token_gradients',
            'Work', 'has_compiler', 'compiled']
 
-# %% ../../nbs/11c_loss.passes.ipynb #2802f6d2
+# %% ../../nbs/11c_loss.passes.ipynb #76296508
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -357,7 +358,7 @@ class Work:
         cls.done += logits
         return cls.done >= REPAYS.get(device, math.inf)
 
-# %% ../../nbs/11c_loss.passes.ipynb #9454a5b6
+# %% ../../nbs/11c_loss.passes.ipynb #95ebc8ac
 @cache
 def has_compiler(
     device: str,  # its type
@@ -365,9 +366,9 @@ def has_compiler(
     "Whether inductor can work here: a C++ compiler, and Triton for a GPU."
     from torch.utils._triton import has_triton
 
-    named = os.environ.get("CXX")
-    has_cxx = shutil.which(named) is not None if named else any(map(shutil.which, ("g++", "clang++", "cl")))
-    return has_cxx if device == "cpu" else has_cxx and has_triton()
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")  # the only one that inductor looks for
+    has_cxx = shutil.which(os.environ.get("CXX", usual)) is not None
+    return has_cxx and (device == "cpu" or has_triton())
 
 # %% ../../nbs/11c_loss.passes.ipynb #1659ebd7
 @cache
