@@ -7,15 +7,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 import torch
 from sdpo_nb.core.models import pick_device, pick_dtype
-from sdpo_nb.core.text import CUTS
 from sdpo_nb.experience.feedback import check_errors
 from sdpo_nb.experience.fitting import Fitting
-from sdpo_nb.experience.prompting import ATTEMPT, FEEDBACK, REPROMPT, SOLUTION, SOURCES, WHICH, Prompting
+from sdpo_nb.experience.prompting import ATTEMPT, FEEDBACK, REPROMPT, SOLUTION, SOURCES, Prompting
 from sdpo_nb.experience.successes import SuccessBuffer
 from sdpo_nb.learn.methods import SDPO
 from sdpo_nb.learn.selves import Keeping
 from sdpo_nb.learn.teachers import EMA, Frozen, Live, Restart, Teacher, TrustRegion
-from sdpo_nb.loss.objectives import AGGREGATIONS, SUPPORTS, Objective
+from sdpo_nb.loss.objectives import AGGREGATIONS, Objective
 from trl import GRPOConfig
 import tempfile
 from fastcore.test import expect_fail, test_close, test_eq
@@ -90,6 +89,7 @@ def test_flat_and_each_with_its_reason():
         test_eq(config.method(), SDPO(Objective(), Prompting(seed=42), fitting=Fitting(10240)))
         test_eq((repr(config.make_teacher()), config.make_memory(), config.is_hybrid), (repr(EMA(0.05)), None, False))
         test_eq((config.bf16, config.fp16, config.output_dir), (False, False, "trainer_output"))
+        test_eq(SDPOConfig().dataloader_pin_memory, pick_device().type != "cpu")
 
     # %% nbs/16b_learn.config.ipynb#34647dea
     with notebook_cell("nbs/16b_learn.config.ipynb", "34647dea"):
@@ -385,7 +385,7 @@ def test_from_a_command_line_from_a_file():
     with notebook_cell("nbs/16b_learn.config.ipynb", "561fb73f"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run.yaml"
-            path.write_text("""
+            path.write_text(encoding="utf-8", data="""
 use_cpu: true
 is_clip: null
 alpha: 1

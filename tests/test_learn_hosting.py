@@ -6,19 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
+from datasets import Dataset
 from sdpo_nb.core.records import Feedback, Message, Task
+from sdpo_nb.core.text import shorten
 from sdpo_nb.experience.feedback import Environment, ManyJudge, settle
 from sdpo_nb.learn.reading import check_head
 from transformers import ProcessorMixin
 from transformers import PreTrainedModel
 import tempfile
-from datasets import Dataset
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.learn.hosting import (
-    as_rows, as_reward, told_apart, stand_in, as_asked, check_text_only, has_known_head, widen_head, widen_adapter,
-    last_whole_checkpoint, is_whole, is_unsloth, check_unsloth
+    PACKED, TAKEN, is_kept, packed, as_rows, as_reward, told_apart, stand_in, as_asked, check_text_only, has_known_head,
+    widen_head, widen_adapter, last_whole_checkpoint, is_whole, is_unsloth, check_unsloth
 )
 from cells import notebook_cell
 
@@ -30,6 +31,10 @@ def test_an_environment_becomes_a_reward_function():
         data = Dataset.from_list(as_rows(environment.tasks(2)))
         model, tokenizer = load_demo("cpu")
 
+    # %% nbs/16e_learn.hosting.ipynb#a548a13a
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "a548a13a"):
+        Dataset.from_list([{"want": {"name": "x"}}, {"want": {"age": 3}, "note": "lost"}])[:]
+
     # %% nbs/16e_learn.hosting.ipynb#0fd206eb
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "0fd206eb"):
         test_eq(data.column_names, ["prompt", "answer"])
@@ -37,6 +42,28 @@ def test_an_environment_becomes_a_reward_function():
         said = as_reward(environment)(list(data["prompt"]), answers, answer=list(data["answer"]), trainer_state=None)
         test_eq([(one.score, one.text) for one in said], [(1.0, ""), (0.0, "Bad format.")])
         said[0]
+
+    # %% nbs/16e_learn.hosting.ipynb#ed568115
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "ed568115"):
+        class Asked:
+            def judge(self, task, answer): return {"score": 1.0, "feedback": repr(sorted(task.info.items()))}
+
+        asked = Asked()
+        infos = [
+            {"want": {"name": "x"}, "n": 1, "level": "easy", "prompt": "its own"},
+            {"want": {"age": 3}, "n": 2.5, "level": "hard", "note": "not in the first", "parts": [1, "two", [3]]},
+        ]
+        tasks = [Task.ask("Describe.", **info) for info in infos]
+        table = Dataset.from_list(as_rows(tasks))
+        test_eq(table.column_names, ["prompt", "level", PACKED])
+        columns = {name: list(table[name]) for name in table.column_names if name != "prompt"}
+        told = as_reward(asked)(list(table["prompt"]), [[{"role": "assistant", "content": "?"}]] * 2, **columns)
+        test_eq(told, [asked.judge(task, "?") for task in tasks])
+
+    # %% nbs/16e_learn.hosting.ipynb#9e55ba32
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "9e55ba32"):
+        for odd in ({1, 2}, (1, 2), {1: "one"}, object()):
+            with expect_fail(ValueError, "neither a table nor JSON gives back the task's 'odd'"): as_rows([Task.ask("?", odd=odd)])
 
 
 def test_what_was_said_stands_in_for_who_said_it():
@@ -127,8 +154,8 @@ def test_a_checkpoint_that_was_written_to_its_end():
         with tempfile.TemporaryDirectory() as folder:
             for step in (5, 10, 15): (Path(folder) / f"checkpoint-{step}").mkdir()
             test_eq(last_whole_checkpoint(folder), None)
-            for step in (5, 10): (Path(folder) / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-            (Path(folder) / "checkpoint-15" / "trainer_state.json").write_text('{"step": 1')  # it was being written
+            for step in (5, 10): (Path(folder) / f"checkpoint-{step}" / "trainer_state.json").write_text("{}", "utf-8")
+            (Path(folder) / "checkpoint-15" / "trainer_state.json").write_text('{"step": 1', "utf-8")  # it was being written
             (Path(folder) / "checkpoint-best").mkdir()
             test_eq(Path(last_whole_checkpoint(folder)).name, "checkpoint-10")
 

@@ -13,7 +13,7 @@ import torch
 from sdpo_nb.core.models import as_reader, check_fits, check_tokenizer, render
 from sdpo_nb.core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from sdpo_nb.experience.batches import Row, collate, merge, parts
-from sdpo_nb.experience.feedback import ERRORS, Environment, judge_all, tasks_of
+from sdpo_nb.experience.feedback import Environment, check_errors, judge_all, tasks_of
 from sdpo_nb.experience.fitting import measure
 from sdpo_nb.experience.rollouts import Sampler, Sampling, sampler_for
 from sdpo_nb.experience.successes import SuccessBuffer, task_key

@@ -203,4 +203,4 @@ def test_what_is_refused():
         with expect_fail(ValueError, "weights of float16 cannot be trained"):
             narrow, tokenizer = load_demo("cpu")
             data = Dataset.from_list(as_rows(environment.tasks(4)))
-            TaughtTrainer(narrow.half(), mute, demo(use_cpu=True), data, processing_class=tokenizer)
+            TaughtTrainer(narrow.half(), mute, demo(use_cpu=True, output_dir=folder.name), data, processing_class=tokenizer)

@@ -46,7 +46,7 @@ def test_a_run():
         def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
             model, tokenizer = load_demo("cpu")
             if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
+            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True)
             config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
             return SDPOTrainer(
                 model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,
@@ -77,7 +77,7 @@ def test_what_the_teacher_reads_travels_with_its_row():
         def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
             model, tokenizer = load_demo("cpu")
             if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
+            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True)
             config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
             return SDPOTrainer(
                 model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,
@@ -107,7 +107,7 @@ def test_the_same_gradient_however_it_is_cut():
         def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
             model, tokenizer = load_demo("cpu")
             if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
+            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True)
             config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
             return SDPOTrainer(
                 model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,
@@ -138,7 +138,7 @@ def test_silence_moves_nothing():
         def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
             model, tokenizer = load_demo("cpu")
             if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
+            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True)
             config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
             return SDPOTrainer(
                 model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,
@@ -174,7 +174,7 @@ def test_the_teacher_is_examined():
         def trainer(adapter=False, tasks=32, rewards=as_reward(environment), **settings):
             model, tokenizer = load_demo("cpu")
             if adapter: model, _ = add_adapter(model, rank=4)
-            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
+            sizes = dict(per_device_train_batch_size=32, max_steps=1, disable_tqdm=True, use_cpu=True)
             config = demo(**dict(output_dir=folder.name, save_strategy="no", logging_strategy="no", seed=0) | sizes | settings)
             return SDPOTrainer(
                 model, rewards, config, Dataset.from_list(as_rows(environment.tasks(tasks))), processing_class=tokenizer,

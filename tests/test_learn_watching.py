@@ -40,7 +40,7 @@ def test_a_line_of_the_log_is_a_report():
         def trainer(callbacks=(), evaluated=0, **settings):
             model, tokenizer = load_demo("cpu")
             sizes = dict(per_device_train_batch_size=32, max_steps=4, logging_steps=1, save_strategy="no", seed=0)
-            quiet = dict(disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, report_to="none")
+            quiet = dict(disable_tqdm=True, use_cpu=True, report_to="none")
             return SDPOTrainer(
                 model, as_reward(environment), demo(output_dir=folder.name, **sizes | quiet | settings),
                 Dataset.from_list(as_rows(environment.tasks(32))), processing_class=tokenizer, callbacks=list(callbacks),
@@ -67,7 +67,7 @@ def test_a_look_changes_nothing():
         def trainer(callbacks=(), evaluated=0, **settings):
             model, tokenizer = load_demo("cpu")
             sizes = dict(per_device_train_batch_size=32, max_steps=4, logging_steps=1, save_strategy="no", seed=0)
-            quiet = dict(disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, report_to="none")
+            quiet = dict(disable_tqdm=True, use_cpu=True, report_to="none")
             return SDPOTrainer(
                 model, as_reward(environment), demo(output_dir=folder.name, **sizes | quiet | settings),
                 Dataset.from_list(as_rows(environment.tasks(32))), processing_class=tokenizer, callbacks=list(callbacks),
@@ -102,7 +102,7 @@ def test_somebody_looks_on():
         def trainer(callbacks=(), evaluated=0, **settings):
             model, tokenizer = load_demo("cpu")
             sizes = dict(per_device_train_batch_size=32, max_steps=4, logging_steps=1, save_strategy="no", seed=0)
-            quiet = dict(disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, report_to="none")
+            quiet = dict(disable_tqdm=True, use_cpu=True, report_to="none")
             return SDPOTrainer(
                 model, as_reward(environment), demo(output_dir=folder.name, **sizes | quiet | settings),
                 Dataset.from_list(as_rows(environment.tasks(32))), processing_class=tokenizer, callbacks=list(callbacks),

@@ -140,6 +140,13 @@ def test_with_other_settings_too(variant: str, tmp_path: Path):
     check_same(run(tmp_path / "again", trained, resume=str(tmp_path / "whole" / "checkpoint-3"), **settings), expected)
 
 
+def test_a_run_at_its_end_makes_no_step_more(tmp_path: Path):
+    folder, expected = whole_run()  # which ends inside its second epoch
+    with pytest.warns(UserWarning, match="checkpoint-13 is at its end"):
+        found = run(tmp_path, resume=str(folder / "checkpoint-13"), max_steps=13, save_steps=1)
+    check_same(found | {"luck": None}, expected | {"luck": None})  # nobody draws
+
+
 def test_to_save_is_to_change_nothing(tmp_path: Path):
     check_same(run(tmp_path, max_steps=13, save_strategy="no"), whole_run()[1])
 

@@ -111,7 +111,7 @@ def test_rewards_of_every_shape_are_heard_together(tmp_path: Path):
     means = {"numbers": 0.5, "dicts": 0.25, "records": 0.125, "some": 1.0, "later": 0.0}
     assert {name: line[f"rewards/{name}/mean"] for name in means} == means
     assert line["reward"] == 0.5 + 2 * 0.25 + 4 * 0.125 + 8 * 0.5
-    assert line["sdpo/judged/records/size"] == sum(range(8)) / 8
+    assert line["sdpo/judged_records/size"] == sum(range(8)) / 8
     said = ["\n".join([f"dicts: dict {i}", f"records: record {i}"] + [f"later: late {i}"] * (i < 4)) for i in range(8)]
     assert all(sum(one in told for one in said) == 1 for told in inputs["told"])
     assert all(sum(one in told for told in inputs["told"]) == 1 for one in said)
@@ -163,7 +163,7 @@ def test_a_judge_that_breaks_stops_the_run_or_is_taken_at_its_word(tmp_path: Pat
     with pytest.raises(JudgeError, match="broken, asked about attempt 1"): run(tmp_path, broken)
     trainer, (inputs,) = run(tmp_path, broken, judge_errors="feedback", demonstration_sources=[])
     assert sum("The judge failed" in told and "no key" in told for told in inputs["told"]) == 7
-    assert trainer.state.log_history[0]["sdpo/judged/judge_error"] == 7 / 8
+    assert trainer.state.log_history[0]["sdpo/judged_judge_error"] == 7 / 8
     with pytest.warns(UserWarning, match="an attempt scores 0 in silence"):
         trainer, (inputs,) = run(tmp_path, broken, judge_errors="silence")
     assert trainer.state.log_history[0]["reward"] == 1 / 8 and inputs["self_distillation_mask"].sum() == 3

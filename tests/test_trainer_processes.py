@@ -78,7 +78,8 @@ def student(trained: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel
         model, _ = add_adapter(model, rank=2)
         for weight in model.parameters():
             if weight.requires_grad: torch.nn.init.normal_(weight, std=0.1)
-    return model.to(dtype)
+    is_bare = trained == "the first's weights" and os.environ.get("RANK") == "1"
+    return model.to("meta") if is_bare else model.to(dtype)
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -195,9 +196,9 @@ def cut_in(times: int, processes: int = 1) -> dict[str, int]:
     return dict(per_device_train_batch_size=8 // processes // times, gradient_accumulation_steps=times)
 
 
-def sharded(wrap: str) -> dict[str, Any]:
+def sharded(wrap: str, **more: Any) -> dict[str, Any]:
     "FSDP2, with checkpoints of activations and without."
-    config = dict(version=2, auto_wrap_policy=WRAPS[wrap])
+    config = dict(version=2, auto_wrap_policy=WRAPS[wrap]) | more
     return dict(fsdp=True, fsdp_config=config, gradient_checkpointing=wrap == "as one")
 
 
@@ -208,12 +209,17 @@ TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {  # what two processes do; a 
     "fsdp2, silence": ("all weights", QUIET | sharded("layer by layer") | cut_in(1, 2)),
     "ddp, few tokens": ("all weights", dict(tokens_per_pass=24) | cut_in(1, 2)),
     "fsdp2, few tokens": ("all weights", dict(tokens_per_pass=24) | sharded("as one") | cut_in(1, 2)),
+    "fsdp2, parked": ("all weights", dict(teacher_parked=True) | sharded("as one") | cut_in(1, 2)),
+    "fsdp2, elsewhere": ("all weights", dict(teacher_device="cpu") | sharded("as one") | cut_in(1, 2)),
+    "fsdp2, on meta": ("the first's weights", sharded("as one") | cut_in(1, 2)),
 }
 for trained, aggregation in zip(TRAINED, AGGREGATIONS):
     for times in TIMES_OF[trained]:
         TOGETHER[f"ddp, {trained}, {times}"] = trained, dict(aggregation=aggregation) | cut_in(times, 2)
     for wrap in WRAPS:
         TOGETHER[f"fsdp2 {wrap}, {trained}"] = trained, dict(aggregation=aggregation) | sharded(wrap) | cut_in(2, 2)
+SENT = sharded("layer by layer", cpu_ram_efficient_loading=True)
+TOGETHER["fsdp2, sent by the first"] = "all weights", SENT | cut_in(1, 2)  # last: accelerate leaves FSDP on
 
 
 STAGE = dict(stage=3, stage3_param_persistence_threshold=0)
@@ -221,6 +227,7 @@ SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumul
 ZERO = dict(zero_optimization=STAGE, zero_force_ds_cpu_optimizer=False) | dict.fromkeys(SIZES, "auto")
 ZERO_3: dict[str, tuple[str, dict[str, Any]]] = {
     "silence": ("all weights", QUIET | cut_in(2, 2)),
+    "parked": ("all weights", dict(teacher_parked=True) | cut_in(2, 2)),
     **{trained: (trained, dict(aggregation=one) | cut_in(2, 2)) for trained, one in zip(TRAINED, AGGREGATIONS)},
 }
 
@@ -293,6 +300,18 @@ def test_slices_of_fsdp2_learn_what_whole_weights_learn(trained: str, wrap: str,
     found, expected = together[f"fsdp2 {wrap}, {trained}"], alone(trained, AGGREGATIONS[TRAINED.index(trained)])
     check_same(found, expected)
     assert found["wrapper"].startswith("FSDP")
+
+
+@pytest.mark.parametrize("what, said", {
+    "parked": "slice the teacher as they do its student", "elsewhere": "leave teacher_device and teacher_parked out",
+    "on meta": "a process holds the model on meta",  # and all of them stop
+}.items())
+def test_what_shared_weights_cannot_have_is_refused(what: str, said: str, together: dict[str, Any]):
+    assert said in together[f"fsdp2, {what}"]
+
+
+def test_the_first_process_may_send_the_others_their_slices(together: dict[str, Any]):
+    check_same(together["fsdp2, sent by the first"], alone("all weights", "token-mean"))
 
 
 def laid_out(rows: list[Any], old: dict[Any, Tensor]) -> Batch:
@@ -378,6 +397,7 @@ def test_a_batch_without_any_signal_moves_nothing_in_two_processes(how: str, tog
 def test_slices_of_zero_3_learn_what_whole_weights_learn(tmp_path: Path):
     pytest.importorskip("deepspeed", reason='needs DeepSpeed: pip install "sdpo-nb[deepspeed]"')
     all_found = in_two_processes(tmp_path, ZERO_3, is_zero=True)
+    assert "slice the teacher as they do its student" in all_found.pop("parked")
     for name, found in all_found.items():
         if isinstance(found, str): pytest.fail(found)
         expected = run(ZERO_3[name][0], **ZERO_3[name][1] | cut_in(1), dtype=torch.float32)

@@ -19,15 +19,14 @@ from typing import Any, TypeVar
 
 import torch
 from ..core.models import pick_device, pick_dtype
-from ..core.text import CUTS
 from ..experience.feedback import check_errors
 from ..experience.fitting import Fitting
-from ..experience.prompting import ATTEMPT, FEEDBACK, REPROMPT, SOLUTION, SOURCES, WHICH, Prompting
+from ..experience.prompting import ATTEMPT, FEEDBACK, REPROMPT, SOLUTION, SOURCES, Prompting
 from ..experience.successes import SuccessBuffer
 from .methods import SDPO
 from .selves import Keeping
 from .teachers import EMA, Frozen, Live, Restart, Teacher, TrustRegion
-from ..loss.objectives import AGGREGATIONS, SUPPORTS, Objective
+from ..loss.objectives import AGGREGATIONS, Objective
 from trl import GRPOConfig
 
 # %% ../../nbs/16b_learn.config.ipynb #e7968ca1
@@ -243,7 +242,8 @@ class SDPOConfig(GRPOConfig):
     # what is minimised
     alpha: float = setting(0.5, "0: forward KL, 1: reverse KL, between: Jensen-Shannon.", YAML)
     support: str = setting(
-        "student_topk", f"The words on which both are compared: {', '.join(SUPPORTS)}.", YAML)
+        "student_topk", "The words on which both are compared: full, all of them; student_topk or teacher_topk, the "
+        "likeliest of one; sampled, the attempt's own.", YAML)
     distillation_topk: int = setting(100, "How many words a top-k support keeps.", YAML)
     distillation_add_tail: bool = setting(
         True, "Top-k: gather all other words in one; otherwise renormalise the kept ones.", YAML)
@@ -261,10 +261,14 @@ class SDPOConfig(GRPOConfig):
         None, "No token's divergence counts for more than this.", "verl, which has none")
     advantage_clip: float | None = setting(
         None, "Reverse KL: no word is pushed harder than this.", "the paper's table 12, where only test time has one")
-    aggregation: str = setting("token-mean", f"How tokens are averaged: {', '.join(AGGREGATIONS)}.", YAML)
+    aggregation: str = setting(
+        "token-mean", "How it is averaged: token-mean, over tokens; seq-mean-token-mean, over attempts' means; "
+        "seq-mean-token-sum, over their sums; seq-mean-token-sum-norm, all in all by the longest's length.", YAML)
 
     # who teaches
-    teacher: str = setting("ema", f"Who reads the attempts again: {', '.join(TEACHERS)}.", YAML)
+    teacher: str = setting(
+        "ema", "Who reads the attempts again: ema, a slow average of the student; frozen, the student as it began; live, "
+        "as it is; trust_region, these two mixed; restart, a copy that is made anew now and then.", YAML)
     teacher_update_rate: float = setting(
         0.05, "How far an EMA goes towards the student at each update; a trust region's share of the student.", YAML)
     teacher_update_every: str = setting(
@@ -300,10 +304,10 @@ class SDPOConfig(GRPOConfig):
     show_own_attempt: bool = setting(
         False, "Remind a failed attempt of its own words.", "the paper's table 6, where it hurts")
     demonstration_sources: list[str] = setting(
-        list(SOURCES), f"Where a demonstration is looked for, in this order: {', '.join(SOURCES)}.",
+        list(SOURCES), "Where a demonstration is looked for, in order: siblings, earlier (success_buffer), dataset (solutions).",
         "us; verl knows siblings alone")
     demonstration_choice: str = setting(
-        "first", f"Which of several is shown: {', '.join(WHICH)}.", "verl's ray_trainer.py")
+        "first", "Which of several is shown: first, random, shortest, longest, or best by score.", "verl's ray_trainer.py")
     reprompt_template: str = setting(REPROMPT, "The whole: {prompt}, {solution}, {feedback}.", "verl's dataclass")
     solution_template: str = setting(
         SOLUTION, "Around a demonstration: {successful_previous_attempt}.", "verl's dataclass")
@@ -316,14 +320,14 @@ class SDPOConfig(GRPOConfig):
         "error", "When the question alone is longer: error, or inactive to learn nothing from it.",
         "us, because a lost task should be noticed")
     cut_demonstration: str = setting(
-        "tail", f"What goes of a demonstration that is too long: {', '.join(CUTS)}.",
+        "tail", "What goes of a demonstration that is too long: its tail, middle or head.",
         "us; verl cuts the prompt's end")
     cut_feedback: str = setting(
-        "middle", f"What goes of feedback that is too long: {', '.join(CUTS)}.", "us; verl cuts the prompt's end")
+        "middle", "What goes of feedback that is too long: its tail, middle or head.", "us; verl cuts the prompt's end")
     success_buffer: int = setting(
         0, "Successes that are remembered of each task; 0 remembers none.", "verl, which has no memory")
     judge_errors: str = setting(
-        "raise", "When a judge breaks: raise, feedback to go on with its error as words, or silence.",
+        "raise", "When a judge breaks: raise, or score 0: feedback with its error as words, silence without.",
         "us, because a broken judge teaches nonsense")
 
     # how the work is done
@@ -358,9 +362,9 @@ class SDPOConfig(GRPOConfig):
     def __post_init__(self):
         self.is_clip = number_or_none("is_clip", self.is_clip, float)
         self.max_reprompt_length = number_or_none("max_reprompt_length", self.max_reprompt_length, int)
-        if self.bf16 is None and not self.fp16:
-            flags = mixed_precision(pick_dtype(torch.device("cpu") if self.use_cpu else pick_device()))
-            self.bf16, self.fp16 = flags["bf16"], flags["fp16"]
+        device = torch.device("cpu") if self.use_cpu else pick_device()
+        if self.bf16 is None and not self.fp16: vars(self).update(mixed_precision(pick_dtype(device)))
+        self.dataloader_pin_memory &= device.type != "cpu"  # torch warns that there is nothing to pin for
         if self.enabled: refuse(self, REFUSED, REFUSED)
         with warnings.catch_warnings():  # TRL's default has a new name in Transformers; nobody here can mend that
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)

@@ -24,7 +24,7 @@ import torch
 from ..core.models import as_reader, check_fits, check_tokenizer, render
 from ..core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from ..experience.batches import Row, collate, merge, parts
-from ..experience.feedback import ERRORS, Environment, judge_all, tasks_of
+from ..experience.feedback import Environment, check_errors, judge_all, tasks_of
 from ..experience.fitting import measure
 from ..experience.rollouts import Sampler, Sampling, sampler_for
 from ..experience.successes import SuccessBuffer, task_key
@@ -56,7 +56,7 @@ class LoopConfig:
     evaluate_every: int = 5  # steps between looks; 0 never looks
     shown: int = 4  # attempts captured at each look, for people
     save_every: int = 10  # steps between checkpoints, where the run has a folder; the last step is always kept
-    errors: str = "raise"  # when a judge breaks: "raise", or "feedback" to go on without its opinion
+    errors: str = "raise"  # when a judge breaks: "raise", or score 0: "feedback" with its error as words, "silence" without
     missing_teacher: str = "error"  # when a checkpoint has none: "error", or "afresh" to begin as the given model
 
     def __post_init__(self):
@@ -66,8 +66,7 @@ class LoopConfig:
         )
         for name, floor in least.items():
             if getattr(self, name) < floor: raise ValueError(f"{name} is at least {floor}, not {getattr(self, name)}")
-        if self.errors not in ERRORS:
-            raise ValueError(f"errors must be one of {', '.join(ERRORS)}, not {self.errors!r}")
+        check_errors(self.errors)
         if self.clip_norm <= 0: raise ValueError(f"clip_norm is above 0, not {self.clip_norm}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown is a share of the steps, from 0 to 1, not {self.cooldown}")
@@ -183,7 +182,7 @@ def share_passed(
     tasks: Sequence[Task],  # what is asked
     success: float = 1.0,  # the score that counts as passed
     seed: int = 0,  # of the draws
-    errors: str = "raise",  # when a judge breaks
+    errors: str = "raise",  # when a judge breaks, as in `LoopConfig`
     told: Sequence[Task] | None = None,  # what is read in place of each task, where it is another thing
 ) -> float:
     "The share of tasks answered well at the first attempt; what was told is for the sampler alone, not for the judge."
@@ -200,7 +199,7 @@ def pass_rate(
     sampling: Sampling = Sampling(),  # how answers are drawn
     success: float = 1.0,  # the score that counts as passed
     seed: int = 0,  # of the draws
-    errors: str = "raise",  # when a judge breaks
+    errors: str = "raise",  # when a judge breaks, as in `LoopConfig`
 ) -> float:
     "The share of tasks that a model answers well at the first attempt."
     return share_passed(sampler_for(model, tokenizer, sampling), environment, tasks, success, seed, errors)
@@ -214,7 +213,7 @@ def teacher_pass_rate(
     sampling: Sampling = Sampling(),  # how answers are drawn
     success: float = 1.0,  # the score that counts as passed
     seed: int = 0,  # of the draws
-    errors: str = "raise",  # when a judge breaks
+    errors: str = "raise",  # when a judge breaks, as in `LoopConfig`
 ) -> float | None:  # None where no row has an active view
     "The share of tasks that the teacher answers well, given what it has been told."
     active = [row for row in rows if row.view is not None and row.view.active]

@@ -60,7 +60,7 @@ class Method(Protocol):
     def loss(
         self, student_logits: Tensor, teacher_logits: Tensor | None, batch: Batch, normalizer: Tensor | None = None
     ) -> LossResult:
-        "What is minimised, on one batch."
+        "What is minimised, on one batch; its metrics are means over tokens, `active_tokens` and `active_rows` aside."
         ...
 
 # %% ../../nbs/15_learn.methods.ipynb #413eecb9

@@ -107,6 +107,7 @@ class TaughtTrainer(GRPOTrainer):
     def bring_teacher(self) -> None:
         "Put the teacher beside the student, before anybody wraps or shards them."
         args, student = self.args, unwrapped(self.model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled: self.check_sharing(student)
         check_text_only(self.processing_class)
         if any(weight.requires_grad and weight.dtype == torch.float16 for weight in student.parameters()):
             raise ValueError(
@@ -141,6 +142,24 @@ class TaughtTrainer(GRPOTrainer):
         if self.folds_ratio:  # the student is still the one that sampled: both ratios are one, and need no pass
             cap = args.vllm_importance_sampling_clip_max
             self.method = replace(self.method, objective=replace(self.method.objective, is_clip=cap))
+
+    def check_sharing(self, student: PreTrainedModel) -> None:
+        "Refuse what does not go together with processes that share weights, in all of them at once."
+        if self.args.tokens_per_pass:
+            raise ValueError(
+                "processes that share weights must read in step, so tokens_per_pass cannot cut their slices; "
+                "lower per_device_train_batch_size, or leave it out"
+            )
+        if self.args.teacher_device or self.args.teacher_parked:
+            raise ValueError(
+                "FSDP and DeepSpeed slice the teacher as they do its student, and put it beside it; "
+                "leave teacher_device and teacher_parked out, and offload both by settings of theirs"
+            )
+        if self.total(torch.tensor(any(weight.is_meta for weight in student.parameters()))):
+            raise ValueError(
+                "a process holds the model on meta, without its weights, and no teacher can begin as that; load it in every "
+                "process, by its name or with from_pretrained, with cpu_ram_efficient_loading or without"
+            )
 
     def check_asking(self) -> None:
         "Refuse to sample from a teacher where somebody else samples, or where it is no single model."
@@ -311,8 +330,8 @@ class TaughtTrainer(GRPOTrainer):
         passed = [score >= prompting.success_threshold for score in attempts.rewards]
         for name in sorted({name for one in said for name in one.metrics}):
             values = [one.metrics[name] for one in said if name in one.metrics]
-            found[f"judged/{name}"] = sum(values) / (len(said) if name == JUDGE_ERROR else len(values))
-        if found.get(f"judged/{JUDGE_ERROR}") == 1:
+            found[f"judged_{name}"] = sum(values) / (len(said) if name == JUDGE_ERROR else len(values))
+        if found.get(f"judged_{JUDGE_ERROR}") == 1:
             warnings.warn(f"all {len(said)} attempts went without a judge. {said[0].text}".rstrip(), stacklevel=2)
         self.meter.add(found | pass_at(passed, attempts.groups))
         if self.method.fitting: self.meter.add({"too_long_fraction": sum(view.is_too_long for view in own) / len(own)})

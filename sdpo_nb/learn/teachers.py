@@ -64,7 +64,7 @@ def moved(
 class Teacher(ABC):
     "Who reads the attempts again."
 
-    every: str = "rollout"  # when it moves, one of MOMENTS
+    every: str = "rollout"  # when it moves: after each optimizer step, "step", or batch of attempts, "rollout"
     updates: int = 0  # how often that moment has come
     student: "PreTrainedModel | None" = None  # whose teacher it is
     second: SecondSelf | None = None  # the self that is kept, where one is
@@ -103,7 +103,7 @@ class Teacher(ABC):
 
     def update(
         self,
-        after: str,  # what has just ended, one of MOMENTS
+        after: str,  # what has just ended: a "step", or all of them on one batch of attempts, a "rollout"
     ) -> None:
         "The student has moved."
         check_moment(after)
@@ -289,7 +289,7 @@ class EMA(Teacher):
     def __init__(
         self,
         rate: float = 0.05,  # how far it goes towards the student at each update
-        every: str = "rollout",  # when it moves, one of MOMENTS
+        every: str = "rollout",  # when it moves: after each optimizer step, "step", or batch of attempts, "rollout"
         kept: Keeping = Keeping(),  # where a copy of all weights lives
     ):
         if not 0 < rate < 1:
@@ -345,7 +345,7 @@ class Restart(Teacher):
     def __init__(
         self,
         period: int = 50,  # moments between two copies
-        every: str = "rollout",  # which moments are counted, one of MOMENTS
+        every: str = "rollout",  # which moments are counted: each optimizer "step", or batch of attempts, "rollout"
         kept: Keeping = Keeping(),  # where a copy of all weights lives
     ):
         if period < 1: raise ValueError(f"a period is 1 moment or more, not {period}; never to copy, use Frozen()")

@@ -81,12 +81,6 @@ class SDPOTrainer(TaughtTrainer):
     def bring_teacher(self) -> None:
         "Put the teacher beside the student; nothing has happened yet."
         super().bring_teacher()
-        args, is_sharded = self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if args.tokens_per_pass and is_sharded:
-            raise ValueError(
-                "processes that share weights must read in step, so tokens_per_pass cannot cut their slices; "
-                "lower per_device_train_batch_size, or leave it out"
-            )
         self._last_look, self._scale, self._window_alive = None, None, 0.0
         self.slices, self._window_start, self._window_length = None, None, 0
         self._has_moved, self._rollouts_done, self._silent = False, 0, 0
@@ -173,7 +167,7 @@ class SDPOTrainer(TaughtTrainer):
         if not self.reads_states:
             with self.clock("teacher"): told = self.teacher.read(batch.teacher, batch)
             with self.clock("student"): result = self.method.loss(read(model, batch.student, batch), told, batch, divisor)
-            self.measure(result.metrics)
+            self.measure(result.metrics, batch)
             return result.loss
         with self.clock("teacher"):
             at_once = self.args.distillation_micro_batch_size
@@ -183,7 +177,7 @@ class SDPOTrainer(TaughtTrainer):
             is_narrow = torch.is_autocast_enabled(hidden.device.type) and not self.args.cast_lm_head_to_fp32
             with torch.autocast(hidden.device.type, enabled=is_narrow):
                 result = self.method.loss_of_states(hidden, head, told, batch, divisor)
-            self.measure(result.metrics)
+            self.measure(result.metrics, batch)
             return result.loss
 
         with self.clock("student"): return read_inside(model, batch.student, batch, compare, self.sight)
@@ -202,9 +196,10 @@ class SDPOTrainer(TaughtTrainer):
         else: whole_step = self.total(counts(inputs, self.method.aggregation)).clamp(min=1)
         return whole_step / self.accelerator.num_processes
 
-    def measure(self, metrics: Mapping[str, float]) -> None:
-        "Write down what a slice's readers thought of its tokens."
-        self.meter.add({name: value for name, value in metrics.items() if name not in COUNTS}, metrics["active_tokens"])
+    def measure(self, metrics: Mapping[str, float], batch: Batch) -> None:
+        "Write down what a slice's readers thought of its tokens; a slice with more of them says more."
+        tokens = (batch.completion_mask.sum(1) * batch.weights).sum().item()
+        self.meter.add({name: value for name, value in metrics.items() if name not in COUNTS}, tokens)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         "TRL's; a gradient that is not finite moves nothing, as a step without a signal does."
@@ -286,6 +281,8 @@ class SDPOTrainer(TaughtTrainer):
         "TRL's, and what `_save_checkpoint` kept beside it."
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None: return
+        if self.state.global_step >= self.state.max_steps:
+            warnings.warn(f"the run in {checkpoint} is at its end; the model has its weights, and nothing is trained", stacklevel=2)
         if self.sampler is not None and self.shuffle_dataset:  # its luck begins anew, and each epoch drew from it
             for _ in range(int(self.state.epoch)): torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
         if not self.args.enabled: return
@@ -310,7 +307,11 @@ class SDPOTrainer(TaughtTrainer):
         self._step, self._has_moved, self._rollouts_done = state["step"], state["has_moved"], state["rollouts_done"]
         self._silent, self._buffered_inputs = state["silent"], state["rollouts"]
         if self._buffered_inputs is not None: self.weigh()
-        if self.memory is not None: self.memory.load_state_dict(json.loads((folder / "memory.json").read_text()))
+        if self.memory is not None: self.memory.load_state_dict(json.loads((folder / "memory.json").read_text("utf-8")))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        "Transformers'; a run that is taken up at its end makes no step more."
+        if self.state.global_step < self.state.max_steps: super()._run_epoch(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         "TRL's; an adapter that is not called default lies in a folder of its name."

@@ -79,7 +79,7 @@ def in_rows(
         filled[place] += len(tree.ids)
     return rows
 
-# %% ../../nbs/13a_learn.trees.ipynb #11575240
+# %% ../../nbs/13a_learn.trees.ipynb #98917b73
 WAYS = ("sdpa", "eager", "flex_attention")  # to compute attention, of those that take a mask
 
 
@@ -87,7 +87,7 @@ WAYS = ("sdpa", "eager", "flex_attention")  # to compute attention, of those tha
 class Sight:
     "How a model is told which tokens see which."
 
-    way: str  # to compute attention, one of WAYS
+    way: str  # to compute attention: "sdpa", "eager" or "flex_attention"
     layers: frozenset[str]  # the kinds of its layers, in the words of its config
     window: int  # how far its sliding layers see
     dtype: torch.dtype  # of its states
