@@ -1,8 +1,9 @@
 from sdpo_nb.core.records import Task as Task, Rollout as Rollout, Feedback as Feedback, TeacherView as TeacherView, StepReport as StepReport
 from sdpo_nb.core.models import load_model as load_model
+from sdpo_nb.core.adapters import add_adapter as add_adapter, merge_adapter as merge_adapter
 from sdpo_nb.core.demo import Codebook as Codebook, load_demo as load_demo
-from sdpo_nb.experience.rollouts import Sampling as Sampling
-from sdpo_nb.experience.feedback import Environment as Environment
+from sdpo_nb.experience.rollouts import Sampling as Sampling, sampler_for as sampler_for
+from sdpo_nb.experience.feedback import Environment as Environment, judge_all as judge_all
 from sdpo_nb.experience.rewards import Rewards as Rewards
 from sdpo_nb.experience.sandbox import run_code as run_code
 from sdpo_nb.experience.environments import (
@@ -26,7 +27,7 @@ from sdpo_nb.loss.fused import Head as Head, fused_distillation_loss as fused_di
 from sdpo_nb.learn.selves import Keeping as Keeping
 from sdpo_nb.learn.teachers import EMA as EMA, Frozen as Frozen, Live as Live, Restart as Restart, TrustRegion as TrustRegion
 from sdpo_nb.learn.methods import SDPO as SDPO, GRPO as GRPO
-from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit
+from sdpo_nb.learn.loop import LoopConfig as LoopConfig, fit as fit, pass_rate as pass_rate
 from sdpo_nb.learn.config import SDPOConfig as SDPOConfig
 from sdpo_nb.learn.presets import (
     colab_t4 as colab_t4,
@@ -47,6 +48,7 @@ from sdpo_nb.learn.testtime import (
     solve as solve,
 )
 from sdpo_nb.learn.watching import reports_of as reports_of
+from sdpo_nb.view.plots import learning_curves as learning_curves
 from sdpo_nb.view.report import write_report as write_report
 from sdpo_nb.view.widgets import (
     CompareLens as CompareLens,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from sdpo_nb.core.models import check_parts
+from sdpo_nb import SDPO, Codebook, Fitting, LoopConfig, Sampling, fit
+from sdpo_nb.core.models import check_parts, tell_template
 from sdpo_nb.core.demo import load_demo
 from sdpo_nb.core.records import Rollout, Task, TeacherView
 from sdpo_nb.experience.batches import LOOKS, SHOWN, SIDES, Prompts, Row, Sequences, collate, merge, parts
@@ -48,6 +49,23 @@ def test_lists_are_read_whole_or_refused(path, tokenizer, monkeypatch):
         return
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert WORDS in text and "Say a number." in text and "'text':" not in text and '"text":' not in text
+
+
+def test_a_switch_of_the_chat_template_reaches_every_reader(monkeypatch):
+    model, tokenizer = load_demo()
+    tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    render, texts = tokenizer.apply_chat_template, []
+    kept = lambda *args, **more: texts.append(render(*args, **more)) or texts[-1]
+    monkeypatch.setattr(tokenizer, "apply_chat_template", kept)
+    size = LoopConfig(steps=1, tasks=1, attempts=2, held_out=1, shown=1, sampling=Sampling(4))
+    method = SDPO(fitting=Fitting(max_tokens=400))  # measures what the teacher reads, too
+    ends = set()
+    for told in ({}, {"enable_thinking": False}):
+        fit(model, tell_template(tokenizer, **told), Codebook("omega"), method, config=size)
+        assert any("feedback from your unsuccessful" in text for text in texts)
+        ends.add(frozenset(text.rpartition("assistant")[2] for text in texts))
+        texts.clear()
+    assert ends == {frozenset({"\n"}), frozenset({"\n<think>\n\n</think>\n\n"})}
 
 
 def test_some_templates_take_lists_and_some_do_not(tokenizer, monkeypatch):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cells import hear_ctrl_c
 from sdpo_nb.run.doctor import EXTRAS
 
@@ -53,17 +55,28 @@ def test_two_methods_are_compared_after_equally_many_attempts(tmp_path: Path):
     assert "GRPO" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize("words, code", [(["--help"], 0), (["train"], 2), (["demo", "--method", "ppo"], 2), (["demo", "--out", "."], 2)])
+def test_help_and_mistyped_words_wait_for_nothing_heavy(words: list[str], code: int):
     heavy = "{'torch', 'transformers', 'matplotlib', 'rich'}"
-    script = f"import sys; from sdpo_nb.run.cli import main; main([]); print(sorted({heavy} & set(sys.modules)))"
+    script = f"""import sys
+from sdpo_nb.run.cli import main
+try: main({words})
+except SystemExit as stop: print(stop.code, sorted({heavy} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True)
-    assert "demo" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == f"{code} []" and done.stderr.count("\n") == (code == 2)
 
 
 def test_a_mistake_costs_one_line_and_no_training(tmp_path: Path):
     done = subprocess.run([*COMMAND, "demo", "--feedback", "ful"], cwd=tmp_path, text=True, capture_output=True)
-    assert (done.returncode, done.stderr) == (2, "sdpo-nb demo: feedback is one of full, first, neg, not 'ful'\n")
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 2 and done.stderr.startswith("sdpo-nb demo: --feedback: invalid choice: 'ful' (choose from ")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux has a folder in which nobody can write, root neither")
+def test_a_report_that_cannot_be_written_is_refused_before_training(tmp_path: Path):
+    done = subprocess.run([*COMMAND, "demo", "--out", "/proc/report.html"], cwd=tmp_path, text=True, capture_output=True)
+    wanted = (2, "", "sdpo-nb demo: /proc/report.html cannot be written; choose another --out\n")
+    assert (done.returncode, done.stdout, done.stderr) == wanted
 
 
 def doctor(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess:

@@ -15,8 +15,10 @@ import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from pathlib import Path
 from sdpo_nb.core.demo import Codebook, load_demo
+from sdpo_nb.core.models import tell_template
 from sdpo_nb.core.records import Task
 from sdpo_nb.experience.feedback import judge_all
+from sdpo_nb.experience.fitting import measure
 from sdpo_nb.experience.prompting import teacher_views
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.experience.batches import (
@@ -27,9 +29,9 @@ from cells import notebook_cell
 
 
 def test_a_row_is_an_attempt_and_what_it_can_teach():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -71,9 +73,9 @@ def test_a_row_is_an_attempt_and_what_it_can_teach():
 
 
 def test_equal_rows_are_read_once():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -136,9 +138,9 @@ def test_equal_rows_are_read_once():
 
 
 def test_prompts_are_kept_once_and_rows_point_at_them():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -188,9 +190,9 @@ def test_prompts_are_kept_once_and_rows_point_at_them():
 
 
 def test_the_batch():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -231,9 +233,9 @@ def test_the_batch():
 
 
 def test_prompt_and_attempt_one_behind_the_other():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -308,9 +310,9 @@ def test_prompt_and_attempt_one_behind_the_other():
 
 
 def test_what_a_tool_wrote_is_read_and_not_learned():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -355,9 +357,9 @@ def test_what_a_tool_wrote_is_read_and_not_learned():
 
 
 def test_turns_that_are_lists_of_parts():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -400,10 +402,54 @@ def test_turns_that_are_lists_of_parts():
         view.messages[-1]["content"]
 
 
+def test_both_readers_stand_in_the_same_frame():
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
+        task = Task.ask("Encode with book omega: ka so")
+        question, = render(tokenizer, [task.messages])
+        def attempt(text, group=0):
+            ids = tuple(tokenizer(text)["input_ids"])
+            return Rollout(task, group, question, ids, (-0.5,) * len(ids), text)
+        def told(text, messages=task.messages): return teacher_views([messages], ["ka=Q"], [0], [text], [0])[0]
+
+    # %% nbs/10_experience.batches.ipynb#28900511
+    with notebook_cell("nbs/10_experience.batches.ipynb", "28900511"):
+        def with_template(name):
+            _, tokenizer = load_demo()
+            folder = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+            tokenizer.chat_template = (folder / f"{name}.jinja").read_text(encoding="utf-8")
+            return tokenizer
+
+    # %% nbs/10_experience.batches.ipynb#f6ab5222
+    with notebook_cell("nbs/10_experience.batches.ipynb", "f6ab5222"):
+        def demo_rows(tasks=8, attempts=8, book="zeta"):
+            model, tokenizer = load_demo()
+            environment = Codebook(book, feedback="full", shortest=2, longest=4)
+            sampler = sampler_for(model, tokenizer, Sampling(max_new_tokens=20))
+            rollouts = sampler.sample(environment.tasks(tasks), attempts)
+            said = judge_all(environment, rollouts)
+            views = teacher_views(
+                [r.task.messages for r in rollouts], [r.text for r in rollouts],
+                [f.score for f in said], [f.text for f in said], [r.group for r in rollouts],
+            )
+            return [Row(rollout, view) for rollout, view in zip(rollouts, views)]
+
+    # %% nbs/10_experience.batches.ipynb#569e321f
+    with notebook_cell("nbs/10_experience.batches.ipynb", "569e321f"):
+        silent = tell_template(with_template("qwen3"), enable_thinking=False)
+        rollout, = sampler_for(model, silent, Sampling(max_new_tokens=2)).sample([task])
+        batch = collate([Row(rollout, told("Use ka=M."))], silent)
+        ends = [silent.decode(prompts.ids[0])[-30:] for prompts in batch.readers.values()]
+        test_eq(["</think>" in end for end in ends], [True, True])
+        test_eq([ends[0] == ends[1], measure(silent)(told("Use ka=M.").messages)], [True, batch.teacher.ids.shape[1]])
+        ends[1]
+
+
 def test_parts_of_a_batch_are_batches():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):
@@ -482,9 +528,9 @@ def test_parts_of_a_batch_are_batches():
 
 
 def test_what_we_have():
-    # %% nbs/10_experience.batches.ipynb#3f76b9eb
-    with notebook_cell("nbs/10_experience.batches.ipynb", "3f76b9eb"):
-        _, tokenizer = load_demo()
+    # %% nbs/10_experience.batches.ipynb#3293ae44
+    with notebook_cell("nbs/10_experience.batches.ipynb", "3293ae44"):
+        model, tokenizer = load_demo()
         task = Task.ask("Encode with book omega: ka so")
         question, = render(tokenizer, [task.messages])
         def attempt(text, group=0):

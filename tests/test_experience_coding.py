@@ -247,11 +247,12 @@ def test_the_judge():
         rollouts = [Rollout(environment.tasks(1)[0], 0, (1,), (2,), (-0.5,), text) for text in (fenced(good), "I cannot.")]
         [(feedback.score, feedback.text) for feedback in judge_all(environment, rollouts)]
 
-    # %% nbs/08e_experience.coding.ipynb#1e3e3f6d
-    with notebook_cell("nbs/08e_experience.coding.ipynb", "1e3e3f6d"):
+    # %% nbs/08e_experience.coding.ipynb#32096e23
+    with notebook_cell("nbs/08e_experience.coding.ipynb", "32096e23"):
         elsewhere = Task.ask("Read a and b, print a // b.", cases=divide().info["tests"])
-        environment = TaskSet([divide(), Task.ask("Write."), elsewhere], CodeTests())
-        rollouts = [Rollout(task, 0, (1,), (2,), (-0.5,), fenced(good)) for task in environment.train]
+        with expect_fail(ValueError, "the task has no 'tests' to judge by"): TaskSet([divide(), elsewhere], CodeTests())
+        asked = divide(), Task.ask("Write."), elsewhere
+        rollouts = [Rollout(task, 0, (1,), (2,), (-0.5,), fenced(good)) for task in asked]
         said = judge_all(environment, rollouts, errors="feedback")
         test_eq([(one.score, one.metrics[JUDGE_ERROR]) for one in said], [(1, 0), (0, 1), (0, 1)])
         with expect_fail(ValueError, "add info['tests'] to 'Write.'"): judge(Task.ask("Write."), fenced(good))

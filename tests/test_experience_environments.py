@@ -19,8 +19,8 @@ from sdpo_nb.experience.rewards import Rewards
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from datasets import Dataset
 from sdpo_nb.experience.environments import (
-    as_task, as_tasks, question_key, check_judge, TaskSet, draw, boxed, unwrapped, Array, plain, wanted, verdict,
-    legible, quote, loosely, ExactMatch, Remark, as_remark, HumanFeedback, Demonstrations
+    as_task, as_tasks, question_key, LooksUp, check_judge, TaskSet, draw, boxed, unwrapped, Array, plain, wanted,
+    verdict, legible, quote, loosely, ExactMatch, Remark, as_remark, HumanFeedback, Demonstrations
 )
 from cells import notebook_cell
 
@@ -204,6 +204,13 @@ def test_an_exact_match():
             with expect_fail(ValueError, "the task's 'answer' is"): strict(Task.ask("Why?", answer=nothing), "")
         for right in (42.0, np.array(["42"]), np.int64(42)): test_eq(strict(Task.ask("6 * 7?", answer=right), "42").score, 1)
         ExactMatch(names_answer=True)(prime, "4").text
+
+    # %% nbs/08_experience.environments.ipynb#9dfb6f1f
+    with notebook_cell("nbs/08_experience.environments.ipynb", "9dfb6f1f"):
+        with expect_fail(ValueError, "'answer' is None; leave such rows out, or name one of its columns: ['answer']; the question"):
+            TaskSet([capital, Task.ask("And Peru?", answer=None)], ExactMatch())
+        with expect_fail(ValueError, "the task has no 'gold' to judge by"): TaskSet([capital], ExactMatch("gold"))
+        with expect_fail(ValueError, "ExactMatch is a class; give its object: ExactMatch(...)"): TaskSet([capital], ExactMatch)
 
 
 def test_what_people_said():

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 from sdpo_nb.core.records import Feedback, Rollout, Task
 from sdpo_nb.core.text import shorten
@@ -107,9 +108,12 @@ def test_rewards_of_any_shape_become_feedback():
         head = ["| returned | score | text | solution | metrics |", "|---|---|---|---|---|"]
         Markdown("\n".join(head + [row(reward, as_feedback(reward)) for reward in rewards]))
 
-    # %% nbs/06_experience.feedback.ipynb#4f1e02af
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "4f1e02af"):
+    # %% nbs/06_experience.feedback.ipynb#cebf8070
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "cebf8070"):
         with expect_fail(ValueError, "needs a 'score'"): as_feedback({"reward": 1.0})
+        with expect_fail(ValueError, "nobody would read the words in 'feeback'; call them 'feedback'"):
+            as_feedback({"score": 0.0, "feeback": "Too small."})
+        with expect_fail(ValueError, "is no reward; return Feedback(score, text)"): as_feedback((0.0, "Too small."))
         with expect_fail(ValueError, "feedback must be text, not int"): as_feedback({"score": 1.0, "feedback": 0})
         with expect_fail(ValueError, "a solution must be text, not int"): as_feedback({"score": 1.0, "solution": 42})
         with expect_fail(ValueError, "a metric must be a number; 'gaps' is list"): as_feedback({"score": 1.0, "gaps": [1, 2]})
@@ -224,7 +228,7 @@ def test_a_broken_judge_names_itself_and_the_attempt():
 
     # %% nbs/06_experience.feedback.ipynb#cd36eaac
     with notebook_cell("nbs/06_experience.feedback.ipynb", "cd36eaac"):
-        with expect_fail(JudgeError, "attempt 1 ('forty-two' to 'What is 6 times 7?'): ValueError: None means not applicable"):
+        with expect_fail(JudgeError, "attempt 1 ('forty-two' to 'What is 6 times 7?'): ValueError: None was returned"):
             hearing.close("exact", [Feedback(0), None])
         lenient = replace(hearing, errors="feedback")
         said = lenient.close("exact", lenient.hear("exact", [0.0, None, ZeroDivisionError("division by zero")]))
@@ -376,8 +380,8 @@ def test_training_needs_something_to_train_on():
         async def raising(error): raise error
         def no_errors(index, error): raise error
 
-    # %% nbs/06_experience.feedback.ipynb#459d1c8e
-    with notebook_cell("nbs/06_experience.feedback.ipynb", "459d1c8e"):
+    # %% nbs/06_experience.feedback.ipynb#8ad1d6db
+    with notebook_cell("nbs/06_experience.feedback.ipynb", "8ad1d6db"):
         class Empty(Multiply):
             def tasks(self, count, split="train"): return []
 
@@ -386,6 +390,9 @@ def test_training_needs_something_to_train_on():
 
         with expect_fail(ValueError, "Plain.tasks() gave a str, not a Task; write Task.ask"): tasks_of(Plain(), 8, "train")
         with expect_fail(ValueError, "Empty has no tasks in its 'train' split"): tasks_of(Empty(), 8, "train")
+        with expect_fail(ValueError, "an environment is an object with tasks(count, split) and judge(task, answer), not list"):
+            tasks_of([question], 8, "train")
+        with expect_fail(ValueError, "judge(task, answer), not a class"): tasks_of(Multiply, 8, "train")
         len(tasks_of(Multiply(), 8, "train"))
 
 

@@ -17,7 +17,7 @@ from datetime import timezone
 from typing import Any
 from urllib.parse import urlsplit
 from sdpo_nb.core.records import Feedback, Message, Task
-from sdpo_nb.core.text import fill, shorten
+from sdpo_nb.core.text import check_slots, fill, shorten
 from sdpo_nb.experience.environments import legible, wanted
 from sdpo_nb.experience.feedback import JUDGE_ERROR
 import threading
@@ -318,8 +318,8 @@ def test_the_judge():
         test_eq([feedback.score for feedback in said], [1.0, 0.0])
         said[1]
 
-    # %% nbs/08f_experience.judging.ipynb#cb2dea79
-    with notebook_cell("nbs/08f_experience.judging.ipynb", "cb2dea79"):
+    # %% nbs/08f_experience.judging.ipynb#c22a1bb4
+    with notebook_cell("nbs/08f_experience.judging.ipynb", "c22a1bb4"):
         for wrong in ("localhost:8000", "ftp://host/v1", "http://", "http://host/a b"):
             with expect_fail(ValueError, "an address such as http://localhost:8000/v1"): LLMJudge(wrong, "m")
         for wrong in ("http://me:pass@host/v1", "https://host/v1?key=abc"):
@@ -327,6 +327,8 @@ def test_the_judge():
         try: LLMJudge("http://host/v1", "m", key_env="sk-12345")
         except ValueError as error: test_eq("in capitals, not the key" in str(error) and "12345" not in str(error), True)
         with expect_fail(ValueError, "the prompt lacks {answer}"): LLMJudge("http://host/v1", "m", "Judge {question}!")
+        with expect_fail(ValueError, "the prompt has no slot {anser}, perhaps {answer}"):
+            LLMJudge("http://host/v1", "m", "{question}{anser}")
         with expect_fail(ValueError, "the prompt lacks {reference}"):
             LLMJudge("http://host/v1", "m", "{question}{answer}", column="answer")
         with expect_fail(ValueError, "options must not set messages"): LLMJudge("http://host/v1", "m", options={"messages": []})

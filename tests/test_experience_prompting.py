@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from sdpo_nb.core.records import Message, TeacherView
-from sdpo_nb.core.text import fill, without_thoughts
+from sdpo_nb.core.text import check_slots, fill, without_thoughts
 from sdpo_nb.experience.successes import Success, check_lengths, conversation
 import json
 from pathlib import Path
@@ -50,10 +50,12 @@ def test_three_templates_from_the_paper_s_authors():
             rest = [case[key] for key in ("rewards", "feedback", "groups")]
             return view_fractions(teacher_views(case["prompts"], case["completions"], *rest, prompting), *rest, prompting)
 
-    # %% nbs/09b_experience.prompting.ipynb#52ec31aa
-    with notebook_cell("nbs/09b_experience.prompting.ipynb", "52ec31aa"):
+    # %% nbs/09b_experience.prompting.ipynb#0e64b043
+    with notebook_cell("nbs/09b_experience.prompting.ipynb", "0e64b043"):
         with expect_fail(ValueError, "lacks {feedback_raw}"): Prompting(feedback="Something was wrong.")
         with expect_fail(ValueError, "lacks {prompt}"): Prompting(reprompt="{solution}{feedback}")
+        with expect_fail(ValueError, "feedback template has no slot {feeback}, perhaps {feedback}"): Prompting(feedback="{feeback}")
+        with expect_fail(ValueError, "{solution}; its slots: {successful_previous_attempt}"): Prompting(solution="{solution}")
         with expect_fail(ValueError, "which must be one of first, random"): Prompting(which="worst")
         with expect_fail(ValueError, "sources must be a tuple of siblings"): Prompting(sources=("sibling",))
         with expect_fail(ValueError, "the teacher learns nothing"): Prompting(sources=(), use_feedback=False)

@@ -173,13 +173,14 @@ def test_every_function_is_asked_once_about_all_attempts():
         rollouts = [Rollout(task, 0, (1,), (2,), (-0.5,), text) for task, text in zip(tasks, ("41", "49"))]
         test_eq(judge_all(Table(), rollouts), Rewards([exact, close]).many(tasks, ["41", "49"]))
 
-    # %% nbs/06b_experience.rewards.ipynb#913b01df
-    with notebook_cell("nbs/06b_experience.rewards.ipynb", "913b01df"):
+    # %% nbs/06b_experience.rewards.ipynb#10481477
+    with notebook_cell("nbs/06b_experience.rewards.ipynb", "10481477"):
         rewards = Rewards([think_format_reward, get_soft_overlong_punishment(10, 5)], names=["format", "length"])
         completions = [[{"role": "assistant", "content": text}] for text in ("<think>6 * 7</think>42", "42")]
         said = rewards.ask(["6 * 7?"] * 2, completions, completion_ids=[[5] * 8, [5] * 2])
         test_close([one.score for one in said], [1 - 0.6, 0])
-        with expect_fail(JudgeError, "missing 1 required positional argument: 'completion_ids'"): rewards(tasks[0], "42")
+        with expect_fail(JudgeError, "argument: 'completion_ids'; it is called with prompts, completions, answer: take"):
+            rewards(tasks[0], "42")
         dict(said[0].metrics)
 
     # %% nbs/06b_experience.rewards.ipynb#2dc3ce07
@@ -278,7 +279,7 @@ def test_none_means_this_is_not_mine_to_judge():
         said = Rewards([known, brief]).many(mixed, ["42", "Certainly, sir."])
         test_eq([dict(one.metrics) for one in said], [{"known": 1}, {"brief": 0}])
         test_eq([one and one.score for one in Rewards(brief).many(mixed, ["42", "Sure."])], [None, 1])
-        message = "brief, asked about attempt 0 ('42' to 'Anything?'): ValueError: None means not applicable"
+        message = "brief, asked about attempt 0 ('42' to 'Anything?'): ValueError: None was returned"
         with expect_fail(JudgeError, message): Rewards(brief)(Task.ask("Anything?", limit=None), "42")
 
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sdpo_nb.view.attempts import bare
 from sdpo_nb.view.style import example_reading, example_run, example_token, example_tokens
 from sdpo_nb.view.plots import (
-    _all_, OF_AN_UPDATE, curve, band, spread, measured, check_runs, bands, VALUE_NAMES, is_share, draw_bands,
+    _all_, OF_AN_UPDATE, curve, spread, measured, check_runs, curves, VALUE_NAMES, is_share, span, draw_curves,
     learning_curves, teacher_distance, COMPARED, comparison, at_place, draw_moved, ever_likeliest, moved, phase_seconds,
     PHASE_COLOURS, phase_bars
 )
@@ -32,11 +32,6 @@ def test_a_learning_curve_is_drawn_against_attempts():
         test_eq(curve(reports, "entropy"), [(128, 1.5)])
         test_eq([x for x, _ in curve(reports, "seconds")], [64, 128])
 
-    # %% nbs/19_view.plots.ipynb#b569dc91
-    with notebook_cell("nbs/19_view.plots.ipynb", "b569dc91"):
-        test_eq(band([[(0, 0.0), (10, 1.0)], [(0, 0.2), (10, 0.6)]]), [(0, 0.1, 0.0, 0.2), (10, 0.8, 0.6, 1.0)])
-        test_eq(band([[(0, 0.0), (10, 1.0)], [(0, 0.5), (5, 0.5)]]), [(0, 0.25, 0.0, 0.5), (5, 0.5, 0.5, 0.5)])
-
     # %% nbs/19_view.plots.ipynb#59a76fbc
     with notebook_cell("nbs/19_view.plots.ipynb", "59a76fbc"):
         test_eq(spread([0.5, 0.0, 0.02], gap=0.1), [0.5, 0.0, 0.1])
@@ -48,10 +43,17 @@ def test_a_learning_curve_is_drawn_against_attempts():
         test_eq(measured([[StepReport(1, 64, 0.2, metrics={"entropy": 1.5, "ratio": math.nan})]]),
                 ["pass_rate", "loss", "tokens", "seconds", "entropy"])
 
+    # %% nbs/19_view.plots.ipynb#a89b1f45
+    with notebook_cell("nbs/19_view.plots.ipynb", "a89b1f45"):
+        test_eq([span([0.0, 0.0, 0.984], "held_out"), span([0.981, 0.984], "held_out")], ["0 to 98%", "98%"])
+        test_eq(span([0.51, 2], "loss"), "0.51 to 2")
+
     # %% nbs/19_view.plots.ipynb#dd74d002
     with notebook_cell("nbs/19_view.plots.ipynb", "dd74d002"):
-        seeds = lambda halfway: [example_run(halfway + shift, seed=i) for i, shift in enumerate((-3, 0, 3))]
-        learning_curves({"SDPO": seeds(15), "GRPO": seeds(60)})
+        several = lambda *halfways: [example_run(halfway, seed=i) for i, halfway in enumerate(halfways)]
+        figure = learning_curves({"SDPO": several(12, 15, 18), "GRPO": several(200, 25, 200)})
+        test_eq([label.get_text() for label in figure.axes[0].texts], ["SDPO  98%", "GRPO  0 to 98%"])
+        figure
 
     # %% nbs/19_view.plots.ipynb#31d0beef
     with notebook_cell("nbs/19_view.plots.ipynb", "31d0beef"):
@@ -81,7 +83,7 @@ def test_several_values_side_by_side():
         unaided = [example_run(50, seed=i) for i in range(3)]
         untaught = [[replace(r, metrics={}, loss=r.loss / 9, seconds=0.7 * r.seconds) for r in reports] for reports in unaided]
         figure = comparison({"SDPO": taught, "GRPO": untaught})
-        test_eq([len(axes.lines) for axes in figure.axes], [2, 2, 2, 1, 1, 2])
+        test_eq([len(axes.lines) for axes in figure.axes], [6, 6, 6, 3, 3, 6])
         test_eq({line.get_color() for axes in figure.axes for line in axes.lines if line.get_label() == "GRPO"}, {STUDENT})
         with expect_fail(ValueError, "never measured 'aha'"): comparison({"SDPO": taught}, values=("aha",))
         figure

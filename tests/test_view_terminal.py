@@ -17,7 +17,8 @@ from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.records import Feedback
 from sdpo_nb.view.style import example_reading, example_run, example_token
 from sdpo_nb.view.terminal import (
-    sparkline, duration, figures, plain_line, frame, LiveDisplay, token_text, LEGEND, attempt_text, attempts_text
+    sparkline, duration, figures, plain_line, frame, LiveDisplay, token_text, LEGEND, COLOURS, attempt_text,
+    attempts_text
 )
 from cells import notebook_cell
 
@@ -74,6 +75,15 @@ def test_the_display_is_called_with_each_report():
         test_eq((len(lines), "\x1b" in paper.file.getvalue()), (12, False))
         lines[:4]
 
+    # %% nbs/22_view.terminal.ipynb#05150fa1
+    with notebook_cell("nbs/22_view.terminal.ipynb", "05150fa1"):
+        paper = Console(file=io.StringIO())
+        with LiveDisplay(1, console=paper) as display:
+            for held_out in (None, 0.5): display(StepReport(1, 64, 0.25, held_out=held_out))
+        test_eq(len(display.reports), 1)
+        test_eq(paper.file.getvalue().splitlines()[-1], "step 1/1, pass rate 25.0%, held-out 50.0%, loss 0.0000")
+        paper.file.getvalue().splitlines()
+
     # %% nbs/22_view.terminal.ipynb#544da32d
     with notebook_cell("nbs/22_view.terminal.ipynb", "544da32d"):
         screen = Console(file=io.StringIO(), force_terminal=True, width=88, _environ={"TERM": "xterm"})
@@ -109,4 +119,4 @@ def test_an_attempt_with_what_the_teacher_would_have_said():
 def test_what_we_have():
     # %% nbs/22_view.terminal.ipynb#18b7836e
     with notebook_cell("nbs/22_view.terminal.ipynb", "18b7836e"):
-        print(attempts_text((example_reading(),)).plain)
+        print(attempts_text((example_reading(),), has_colour=False).plain)

@@ -83,6 +83,11 @@ def test_who_taught_whom():
         test_eq((len(groups.pieces), groups.pieces[0][0], groups.pieces[-1][0]), (9, 0, 40))
         RolloutBrowser(run[1:2]).snapshot()
 
+    # %% nbs/22c_view.widgets.ipynb#cdab20b9
+    with notebook_cell("nbs/22c_view.widgets.ipynb", "cdab20b9"):
+        with expect_fail(ValueError, "on_report=browser"): RolloutBrowser(example_run())
+        with expect_fail(ValueError, "WidgetCallback"): TokenLens([StepReport(1, 8, 0.5)])
+
     # %% nbs/22c_view.widgets.ipynb#9cbe7c33
     with notebook_cell("nbs/22c_view.widgets.ipynb", "9cbe7c33"):
         groups.reset()

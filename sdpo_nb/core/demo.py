@@ -90,12 +90,12 @@ def chance(
     "How likely a guess at the usual odds is right."
     return math.prod(ODDS[CANDIDATES[s].index(book[s])] for s in syllables if len(CANDIDATES[s]) > 1)
 
-# %% ../../nbs/04_core.demo.ipynb #9a7a54b0
+# %% ../../nbs/04_core.demo.ipynb #1ca9dcd4
 KINDS = ("full", "first", "neg", "none")
 
 
 def remark(
-    kind: str,  # one of KINDS
+    kind: str,  # "full": the right letters, "first": that of the first mistake, "neg": what is wrong, "none": nothing
     book: Book,  # the right letters
     claims: Book,  # what was answered
 ) -> str:  # empty when there is nothing to say
@@ -106,19 +106,19 @@ def remark(
     if kind == "first": return f"Wrong at {wrong[0]}. Use {encode(book, wrong[:1])}."
     return "Wrong: " + " ".join(f"{syllable}=!{claims[syllable]}" for syllable in wrong) + "."
 
-# %% ../../nbs/04_core.demo.ipynb #9c5e63dd
+# %% ../../nbs/04_core.demo.ipynb #1144a0b3
 SPLITS = ("train", "held_out")
 
 
 def split_of(
     syllables: Sequence[str],  # in the order in which they are asked
-) -> str:  # one of SPLITS
+) -> str:  # "train", or "held_out" for one in eight
     "The split that a question belongs to, in every book."
     return "train" if zlib.crc32(" ".join(syllables).encode()) % 8 else "held_out"
 
-# %% ../../nbs/04_core.demo.ipynb #0efa71ab
+# %% ../../nbs/04_core.demo.ipynb #c2f1a6e0
 def questions(
-    split: str,  # one of SPLITS
+    split: str,  # "train" or "held_out"
     seed: str,  # decides which, and in what order
     shortest: int,  # syllables in a question, at least
     longest: int,  # and at most
@@ -139,13 +139,13 @@ def ask(
     "The question, in words."
     return f"Encode with book {name}: {' '.join(syllables)}"
 
-# %% ../../nbs/04_core.demo.ipynb #82341451
+# %% ../../nbs/04_core.demo.ipynb #4aa2532f
 @dataclass(frozen=True)
 class Codebook:
     "The demo's environment: questions about one book, and what is said of the answers."
 
-    book: str = "omega"  # which book: see BOOKS
-    feedback: str = "full"  # what is said of a wrong answer: see KINDS
+    book: str = "omega"  # "omega", or "zeta", which is guessed sooner
+    feedback: str = "full"  # what is said of a wrong answer: "full", "first", "neg" or "none", see `remark`
     shortest: int = 5  # syllables in a question, at least
     longest: int = 8  # and at most
 

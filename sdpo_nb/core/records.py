@@ -86,7 +86,7 @@ def as_number(
     try: return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError): return value  # many numbers, or one that is too large
 
-# %% ../../nbs/01_core.records.ipynb #c809fd88
+# %% ../../nbs/01_core.records.ipynb #ecae1cdd
 @dataclass(frozen=True)
 class Feedback:
     "What an environment says of one attempt."
@@ -94,7 +94,7 @@ class Feedback:
     score: float  # how good it was; at or above the success threshold it may serve as a demonstration
     text: str = ""  # what was wrong, in words; empty when there is nothing to say
     metrics: Mapping[str, float] = field(default_factory=dict)  # anything else worth logging
-    solution: str = ""  # a right answer, where one is known; the teacher may be shown it as a demonstration
+    solution: str = ""  # a right answer: shown where no sibling succeeded, by default in place of the text
 
     def __post_init__(self):
         if not isinstance(self.metrics, Mapping):

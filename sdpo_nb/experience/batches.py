@@ -71,7 +71,7 @@ def distinct(
     order = first.argsort()
     return first[order], order.argsort()[kind]
 
-# %% ../../nbs/10_experience.batches.ipynb #86538a56
+# %% ../../nbs/10_experience.batches.ipynb #9cad9166
 SIDES = ("left", "right")  # where the padding goes
 
 
@@ -82,7 +82,7 @@ class Prompts:
     ids: Tensor  # [D, P]
     mask: Tensor  # [D, P], 1 where a token is real
     index: Tensor  # [B], the prompt of each row
-    side: str = "left"  # of prompt and attempt the padding is on, one of SIDES
+    side: str = "left"  # of prompt and attempt the padding is on: "left" or "right"
 
     def __post_init__(self):
         if self.side not in SIDES: raise ValueError(f"padding is on the {' or '.join(SIDES)}, not {self.side!r}")
@@ -206,12 +206,12 @@ class Batch:
     def _repr_html_(self) -> str:
         return picture(self)
 
-# %% ../../nbs/10_experience.batches.ipynb #fe0ccd7e
+# %% ../../nbs/10_experience.batches.ipynb #a79b6559
 def collate(
     rows: Sequence[Row],  # at least one
     tokenizer: "PreTrainedTokenizerBase",  # renders the teacher's views
     device: torch.device | str = "cpu",  # where the tensors live
-    side: str = "left",  # where the padding goes, one of SIDES
+    side: str = "left",  # where the padding goes: "left", or "right" for models that must have it so
 ) -> Batch:
     "Lay rows out as tensors."
     if not rows: raise ValueError("a batch holds at least one row; where none has a signal there is nothing to read")

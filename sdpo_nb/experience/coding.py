@@ -204,7 +204,7 @@ def program_for(
     call = json.dumps({"function": case.function, "input": case.input})
     return replace(python_program(CALLER, call, packages), files={"main.py": CALLER, "solution.py": code})
 
-# %% ../../nbs/08e_experience.coding.ipynb #d82fdd5e
+# %% ../../nbs/08e_experience.coding.ipynb #805b1d1e
 ENDINGS = {  # how a test can end, the most severe first -> as a sentence
     "syntax": "Syntax error", "error": "Runtime error", "memory": "Memory limit exceeded",
     "output": "Output limit exceeded", "processes": "Process limit exceeded", "timeout": "Time limit exceeded",
@@ -216,7 +216,7 @@ class Verdict:
     "How one test ended."
 
     case: Case  # the test
-    kind: str  # one of ENDINGS
+    kind: str  # a key of ENDINGS: "passed", "wrong", "error", "timeout", ...
     said: str = ""  # what was answered, or what went wrong
 
 # %% ../../nbs/08e_experience.coding.ipynb #a15c767c

@@ -9,7 +9,7 @@ __all__ = ['JUDGES', 'ERRORS', 'JUDGE_ERROR', 'Environment', 'Judge', 'ManyJudge
            'wait_for', 'settle', 'JudgeError', 'check_errors', 'words_of', 'name_of', 'Hearing', 'judge_all',
            'tasks_of']
 
-# %% ../../nbs/06_experience.feedback.ipynb #ad71a7f2
+# %% ../../nbs/06_experience.feedback.ipynb #0a454d9b
 import asyncio
 import functools
 import inspect
@@ -18,12 +18,14 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 from ..core.records import Feedback, Rollout, Task
 from ..core.text import shorten
 
-# %% ../../nbs/06_experience.feedback.ipynb #d1a66e19
+# %% ../../nbs/06_experience.feedback.ipynb #e02e3f64
+@runtime_checkable
 class Environment(Protocol):
     "Where tasks come from, and who says what was wrong."
 
@@ -68,17 +70,21 @@ class ManyJudge(Protocol):
         "What there is to say of each answer."
         ...
 
-# %% ../../nbs/06_experience.feedback.ipynb #76e6149c
+# %% ../../nbs/06_experience.feedback.ipynb #a4794d83
 def as_feedback(
     reward: Any,  # a number; {"score": ..., "feedback": ..., "solution": ..., numbers for metrics}; or Feedback
 ) -> Feedback:
     "What a judge returned for one attempt, as a record."
     if isinstance(reward, Feedback): return reward
+    if isinstance(reward, tuple): raise ValueError(f"{reward!r} is no reward; return Feedback(score, text) or a number")
     if not isinstance(reward, Mapping): return Feedback(reward)
     if "score" not in reward:
         raise ValueError(f"a reward dictionary needs a 'score'; this one has {', '.join(map(repr, reward))}")
     words = {name: "" if reward.get(name) is None else reward[name] for name in ("feedback", "solution")}
     others = {name: value for name, value in reward.items() if name not in ("score", *words)}
+    for name in (name for name, value in others.items() if isinstance(value, str)):
+        if near := get_close_matches(str(name), words, 1, 0.85):
+            raise ValueError(f"nobody would read the words in {name!r}; call them {near[0]!r}")
     metrics = {name: value for name, value in others.items() if not isinstance(value, str | None)}
     return Feedback(reward["score"], words["feedback"], metrics, words["solution"])
 
@@ -148,9 +154,9 @@ JUDGE_ERROR = "judge_error"  # the metric: 1 where a judge broke, 0 where it did
 class JudgeError(ValueError):
     "A judge broke, or returned what is no feedback; the message says which judge, and on which attempt."
 
-# %% ../../nbs/06_experience.feedback.ipynb #21d3a00c
+# %% ../../nbs/06_experience.feedback.ipynb #28050639
 def check_errors(
-    errors: str,  # should be one of ERRORS
+    errors: str,  # should be "raise", "feedback" or "silence"
 ) -> None:
     "Refuse what is no way to deal with a judge that broke."
     if errors not in ERRORS: raise ValueError(f"errors must be one of {', '.join(ERRORS)}, not {errors!r}")
@@ -172,14 +178,14 @@ def name_of(
     if inspect.ismethod(judge): return f"{type(judge.__self__).__name__}.{judge.__name__}"
     return judge.__name__ if inspect.isroutine(judge) else type(judge).__name__
 
-# %% ../../nbs/06_experience.feedback.ipynb #5079fe25
+# %% ../../nbs/06_experience.feedback.ipynb #5c55822e
 @dataclass(frozen=True)
 class Hearing:
     "The attempts that judges are asked about, and what to do when a judge breaks."
 
     questions: Sequence[str]  # what was asked
     answers: Sequence[str]  # what was answered to each
-    errors: str = "raise"  # one of ERRORS; or "return": the error takes the place of what was said
+    errors: str = "raise"  # "raise", "feedback" or "silence"; or "return": the error takes the place of what was said
 
     def broken(
         self,
@@ -242,7 +248,7 @@ class Hearing:
     ) -> list[Feedback]:
         "Something said of every attempt, and all that was lost counted."
         if self.errors == "return": return list(heard)
-        nobody = ValueError("None means not applicable, and nobody else judged it; return a score from at least one")
+        nobody = ValueError("None was returned (not applicable), and nobody else judged this attempt; was a return forgotten?")
         unheard = lambda index: replace(self.broken(name, nobody, index), text="")
         said = [unheard(index) if one is None else one for index, one in enumerate(heard)]
         if self.errors == "raise": return said
@@ -270,13 +276,16 @@ def judge_all(
         rewards = settle(calls, lambda index, error: hearing.broken(name, error, index))
     return hearing.close(name, hearing.hear(name, rewards))
 
-# %% ../../nbs/06_experience.feedback.ipynb #2b74714a
+# %% ../../nbs/06_experience.feedback.ipynb #3bcf4d25
 def tasks_of(
     environment: Environment,  # where tasks come from
     count: int,  # at most this many
     split: str,  # "train" or "held_out"
 ) -> list[Task]:
     "The tasks of one split; an empty split is refused."
+    if isinstance(environment, type) or not isinstance(environment, Environment):
+        kind = "a class" if isinstance(environment, type) else type(environment).__name__
+        raise ValueError(f"an environment is an object with tasks(count, split) and judge(task, answer), not {kind}")
     name, found = type(environment).__name__, list(environment.tasks(count, split) or ())
     if not found:
         raise ValueError(f"{name} has no tasks in its {split!r} split; return at least one from tasks()")

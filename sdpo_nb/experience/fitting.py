@@ -19,14 +19,14 @@ from .prompting import Parts, Prompting
 
 if TYPE_CHECKING: from transformers import PreTrainedTokenizerBase
 
-# %% ../../nbs/09c_experience.fitting.ipynb #cbff6da2
+# %% ../../nbs/09c_experience.fitting.ipynb #159e327a
 @dataclass(frozen=True)
 class Fitting:
     "How long a view may be, and what goes when it is longer."
 
     max_tokens: int  # of the rendered view, everything included
-    cut_demonstration: str = "tail"  # what goes of a demonstration, and of the attempt itself, one of CUTS
-    cut_feedback: str = "middle"  # what goes of the feedback
+    cut_demonstration: str = "tail"  # what goes of a demonstration, and of the attempt itself: its tail, middle or head
+    cut_feedback: str = "middle"  # what goes of the feedback: its tail, middle or head
     mark: str = "\n[... cut ...]\n"  # stands where something went
     at_least: int = 16  # a part that cannot keep so many characters goes altogether
     overflow: str = "error"  # when the question alone is too long: "error", or "inactive" and nothing is learned

@@ -9,7 +9,7 @@ __all__ = ['OPENS', 'LONGEST', 'SCORE_LINE', 'PROMPT', 'AGAIN', 'LARGEST', 'as_s
            'read_verdict', 'prompt_for', 'Trouble', 'seconds_asked', 'trouble_of', 'NoRedirect', 'complaint', 'post',
            'content_of', 'key_from', 'EndpointError', 'NoEndpoint', 'LLMJudge']
 
-# %% ../../nbs/08f_experience.judging.ipynb #9a8e6301
+# %% ../../nbs/08f_experience.judging.ipynb #2def10ed
 import email.utils
 import hashlib
 import http.client
@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..core.records import Feedback, Message, Task
-from ..core.text import fill, shorten
+from ..core.text import check_slots, fill, shorten
 from .environments import legible, wanted
 from .feedback import JUDGE_ERROR
 
@@ -245,7 +245,7 @@ class EndpointError(RuntimeError):
 class NoEndpoint(EndpointError):
     "A judge that can give no verdict on anything: its address, model or key is wrong."
 
-# %% ../../nbs/08f_experience.judging.ipynb #6e5ed779
+# %% ../../nbs/08f_experience.judging.ipynb #05ab76b8
 @dataclass(frozen=True)
 class LLMJudge:
     "Asks a model behind an OpenAI-compatible endpoint what it thinks of an answer."
@@ -271,6 +271,7 @@ class LLMJudge:
             raise ValueError("base_url must hold no password and no query; name the key's variable in key_env")
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*|", self.key_env):  # the value is not repeated: it may be a key
             raise ValueError("key_env is the name of an environment variable, in capitals, not the key itself")
+        check_slots(self.prompt, ("question", "answer", "reference", "tag"), "prompt")
         for slot in ("{question}", "{answer}", *["{reference}"] * bool(self.column)):
             if slot not in self.prompt: raise ValueError(f"the prompt lacks {slot}; the judge would never see it")
         if taken := {"model", "messages", "stream", "n"} & set(self.options):

@@ -9,7 +9,7 @@ __all__ = ['REPROMPT', 'SOLUTION', 'FEEDBACK', 'ATTEMPT', 'HINDSIGHT', 'TEMPLATE
            'shown', 'check_attempt', 'check_turns', 'Attempts', 'choose', 'successes', 'demonstrations', 'work_in',
            'teacher_view', 'Parts', 'view_parts', 'teacher_views', 'view_fractions']
 
-# %% ../../nbs/09b_experience.prompting.ipynb #2a762369
+# %% ../../nbs/09b_experience.prompting.ipynb #40ca0e1b
 import math
 import numbers
 import random
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.records import Message, TeacherView
-from ..core.text import fill, without_thoughts
+from ..core.text import check_slots, fill, without_thoughts
 from .successes import Success, check_lengths, conversation
 
 # %% ../../nbs/09b_experience.prompting.ipynb #f7325721
@@ -56,7 +56,7 @@ SLOTS = {  # template -> what must stand in it, each with its other spelling
     "attempt": (("{attempt}",),),
 }
 
-# %% ../../nbs/09b_experience.prompting.ipynb #5316168e
+# %% ../../nbs/09b_experience.prompting.ipynb #ae3b58cd
 @dataclass(frozen=True)
 class Prompting:
     "What the teacher is shown, and in which words."
@@ -73,12 +73,13 @@ class Prompting:
     attempt: str = ATTEMPT  # around the attempt itself: {attempt}
     own_attempt: bool = False  # remind a failed attempt of its own words, before the feedback; the ablation: it hurts
     sources: tuple[str, ...] = SOURCES  # where a demonstration is looked for, in this order
-    which: str = "first"  # of several demonstrations, one of WHICH
+    which: str = "first"  # of several demonstrations: "first", "random", "shortest", "longest", "best" by score
     seed: int = 0  # of a random choice
     strip_prefilled: bool = True  # strip also the thinking whose <think> stands in the prompt, not in the answer
 
     def __post_init__(self):
         for name, wanted in SLOTS.items():
+            check_slots(getattr(self, name), [form[1:-1] for slot in wanted for form in slot], f"{name} template")
             missing = [slot[0] for slot in wanted if not any(form in getattr(self, name) for form in slot)]
             if missing:
                 raise ValueError(f"the {name} template lacks {', '.join(missing)}; the teacher would never see it")
@@ -92,7 +93,7 @@ class Prompting:
     @classmethod
     def named(
         cls,
-        name: str,  # one of TEMPLATES
+        name: str,  # "reference", the authors' words; "hindsight", CLaaS's
         **settings: Any,  # whatever else differs from the defaults
     ) -> "Prompting":
         "The settings that a set of templates goes with."

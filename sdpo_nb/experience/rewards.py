@@ -65,7 +65,7 @@ def own_copy(
     if type(value) in (list, tuple): return type(value)(map(own_copy, value))
     return {name: own_copy(one) for name, one in value.items()} if type(value) is dict else value
 
-# %% ../../nbs/06b_experience.rewards.ipynb #bbc57be1
+# %% ../../nbs/06b_experience.rewards.ipynb #631a7f12
 def call_fresh(
     function: Callable[..., Any],  # a reward function
     given: Mapping[str, Any],  # prompts, completions, columns
@@ -74,7 +74,10 @@ def call_fresh(
     if keeper := keeper_of(function):
         try: keeper.last_feedback = []
         except AttributeError: pass  # a property without a setter forgets by itself
-    return function(**own_copy(dict(given)))
+    try: return function(**own_copy(dict(given)))
+    except TypeError as error:
+        if error.__traceback__.tb_next: raise  # it had begun
+        raise TypeError(f"{error}; it is called with {', '.join(given)}: take what it needs, and **others") from error
 
 # %% ../../nbs/06b_experience.rewards.ipynb #13770c0b
 def last_words(

@@ -67,7 +67,7 @@ def check_shapes(
         if x is not None and x.shape != shape:
             raise ValueError(f"the student read {list(shape)}, so {name} has that shape, not {list(x.shape)}")
 
-# %% ../../nbs/11b_loss.distillation.ipynb #b2d4122c
+# %% ../../nbs/11b_loss.distillation.ipynb #c24f86ba
 def counted_tokens(
     student: Tensor,  # [B, T, anything]: logits or hidden states
     completion_ids: Tensor,  # [B, T]
@@ -78,7 +78,7 @@ def counted_tokens(
     rollout_weights: Tensor | None = None,  # [B, T]
     base_logps: Tensor | None = None,  # [B, T]
     row_weights: Tensor | None = None,  # [B]
-    aggregation: str = "token-mean",  # one of AGGREGATIONS
+    aggregation: str = "token-mean",  # or "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
     rows: str = "active",  # whose tokens the mean is over: those with a signal, or all
     normalizer: float | Tensor | None = None,  # the divisor
 ) -> Counted:
@@ -333,7 +333,7 @@ def check_teacher(
             'use "teacher_topk" or "sampled"'
         )
 
-# %% ../../nbs/11b_loss.distillation.ipynb #42a83810
+# %% ../../nbs/11b_loss.distillation.ipynb #e7032d53
 def distillation_loss(
     student_logits: Tensor,  # [B, T, V], with gradient
     teacher_logits: Readers | None,  # [B, T, V], one or several with weights, without gradient; None where it is listed
@@ -346,7 +346,7 @@ def distillation_loss(
     rollout_weights: Tensor | None = None,  # [B, T], corrects for another engine's sampling
     base_logps: Tensor | None = None,  # [B, T], of the base policy; needed by kl_to_base
     row_weights: Tensor | None = None,  # [B], how many attempts each row stands for
-    aggregation: str = "token-mean",  # one of AGGREGATIONS
+    aggregation: str = "token-mean",  # or "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
     rows: str = "active",  # the mean is over rows with a signal, or over "all"; a normalizer decides in its place
     normalizer: float | Tensor | None = None,  # the divisor, when this is a part of a larger batch
     teacher_topk_logprobs: Tensor | None = None,  # [B, T, K], of a teacher that names only its likeliest words

@@ -153,7 +153,7 @@ def importance_ratio(
     "How much likelier each sampled token has become."
     return (logps_BT - old_logps_BT).detach().clamp(-20, 20).exp()
 
-# %% ../../nbs/11_loss.objectives.ipynb #fdf291ec
+# %% ../../nbs/11_loss.objectives.ipynb #e312efb5
 CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")  # TRL's names
 
 
@@ -162,7 +162,7 @@ def rollout_correction(
     rollout_logps_BT: Tensor,  # of the same tokens, by the engine that sampled them
     cap: float | None = 2.0,  # no token weighs more
     floor: float | None = None,  # none weighs less
-    mode: str = "token_truncate",  # one of CORRECTIONS
+    mode: str = "token_truncate",  # "token_..." or "sequence_...": whose ratio; "truncate" cuts it back, "mask" drops it
     mask_BT: Tensor | None = None,  # 1 where a token counts; what an attempt's ratio is made of
 ) -> Tensor:  # [B, T], for `rollout_weights`
     "Weights that make tokens of another engine count as the trainer's own."
@@ -184,14 +184,19 @@ def base_penalty(
     log_ratio = (logps_BT - base_logps_BT).clamp(-20, 20)
     return log_ratio.exp() - 1 - log_ratio
 
-# %% ../../nbs/11_loss.objectives.ipynb #a862e2fa
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+# %% ../../nbs/11_loss.objectives.ipynb #d13e4abc
+AGGREGATIONS = (
+    "token-mean",  # divides by all tokens that count
+    "seq-mean-token-mean",  # each row by its own, then by rows
+    "seq-mean-token-sum",  # by rows
+    "seq-mean-token-sum-norm",  # by the width of the batch
+)
 
-# %% ../../nbs/11_loss.objectives.ipynb #aa090002
+# %% ../../nbs/11_loss.objectives.ipynb #ad8ac5d0
 def divisor(
     mask_BT: Tensor,  # 1 where a token counts
     row_weights_B: Tensor | None = None,  # how many attempts each row stands for
-    aggregation: str = "token-mean",  # one of AGGREGATIONS
+    aggregation: str = "token-mean",  # or "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
 ) -> Tensor:  # a scalar; 1 where nothing counts
     "What a sum over tokens is divided by."
     if aggregation not in AGGREGATIONS:
@@ -203,11 +208,11 @@ def divisor(
     total = counts_B.sum()
     return total + (total == 0)
 
-# %% ../../nbs/11_loss.objectives.ipynb #4442bf89
+# %% ../../nbs/11_loss.objectives.ipynb #0461f291
 def token_shares(
     mask_BT: Tensor,  # 1 where a token counts
     row_weights_B: Tensor | None = None,  # how many attempts each row stands for
-    aggregation: str = "token-mean",  # one of AGGREGATIONS
+    aggregation: str = "token-mean",  # or "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
     normalizer: float | Tensor | None = None,  # the divisor, when this is a part of a larger batch
 ) -> Tensor:  # [B, T]
     "What share of the mean each token has."
@@ -217,12 +222,12 @@ def token_shares(
     if row_weights_B is not None: shares_BT = shares_BT * row_weights_B[:, None]
     return shares_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1) if aggregation == "seq-mean-token-mean" else shares_BT
 
-# %% ../../nbs/11_loss.objectives.ipynb #d9ee562a
+# %% ../../nbs/11_loss.objectives.ipynb #2bdb0c38
 def masked_mean(
     values_BT: Tensor,  # one number per token
     mask_BT: Tensor,  # 1 where a token counts
     row_weights_B: Tensor | None = None,  # how many attempts each row stands for
-    aggregation: str = "token-mean",  # one of AGGREGATIONS
+    aggregation: str = "token-mean",  # or "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
     normalizer: float | Tensor | None = None,  # the divisor, when this is a part of a larger batch
 ) -> Tensor:
     "The mean over what counts; zero when nothing does."

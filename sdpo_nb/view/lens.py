@@ -48,6 +48,8 @@ class Html(str):
 
     def _repr_html_(self) -> str: return snapshot(self)
 
+    def __repr__(self) -> str: return f"Html of {len(self):,} characters"  # a notebook keeps this beside the page
+
 # %% ../../nbs/20_view.lens.ipynb #7380938e
 def readable(
     text: str,  # of any origin
@@ -151,12 +153,11 @@ def token_html(
     text, instead = visible(token.token), preferred(token)
     shown = text.strip(" ") or "\u2423" * len(text) or "\u2205"  # only spaces, or nothing at all
     if "\n" in token.token: shown = text.replace("\\n", "\u21b5")
-    kinds = "more" * (token.credit > 0), "spaced" * text.startswith(" ")
-    selector = ".".join(("button.token", *kinds, "chosen" * is_chosen))
+    selector = ".".join(("button.token", "more" * (token.credit > 0), "chosen" * is_chosen))
     beneath = tag("em", "" if instead is None else visible(instead).strip(" ") or "\u2423", aria_hidden="true")
     style = f"--d:{shade(token.divergence, 0.2):.2f};--k:{shade(token.kl):.2f};--c:{shade(token.credit):.2f}"
     button = tag(selector, tag("span", shown), beneath, type="button", style=style, aria_label=token_label(token))
-    return Html(button + "<br>" * token.token.endswith("\n"))
+    return Html(" " * text.startswith(" ") + button + "<br>" * token.token.endswith("\n"))  # a line begins without its space
 
 # %% ../../nbs/20_view.lens.ipynb #02468c2e
 def marked(

@@ -99,6 +99,8 @@ class Widget(anywidget.AnyWidget):
 class Steps(Widget):
     "A lens over the steps of a run."
 
+    missing = ""  # what to say of reports that have nothing to show
+
     def __init__(
         self,
         reports: Sequence[StepReport] = (),  # of a run that is over, or of none yet
@@ -106,9 +108,11 @@ class Steps(Widget):
         success: float = 1.0,  # the score that counts as passed
     ):
         if steps < 2: raise ValueError(f"the first and the last step stay, so steps is at least 2, not {steps}")
+        known = [report for report in reports if self.shows(report)]
+        if reports and not known: raise ValueError(self.missing)
         self.steps, self.success = steps, success
         super().__init__(lens_frame())
-        for report in thinned([report for report in reports if self.shows(report)], steps): Steps.__call__(self, report)
+        for report in thinned(known, steps): Steps.__call__(self, report)
         self.settle()
 
     def about(self) -> str:
@@ -137,6 +141,9 @@ class Steps(Widget):
 # %% ../../nbs/22c_view.widgets.ipynb #691907a0
 class TokenLens(Steps):
     "Attempts at the same tasks, token by token, before and after."
+
+    missing = ("no step of these has `readings`: they need a method with a teacher and a run that is looked at, "
+               "by `fit` every evaluate_every steps, or by a trainer's callbacks=[WidgetCallback([lens])]")
 
     def __init__(
         self,
@@ -213,6 +220,8 @@ class RolloutBrowser(Steps):
     "The groups of a step: rewards, feedback, who taught whom, both prompts."
 
     next, waiting = 0.0, None  # when there is time again, and what has come meanwhile
+    missing = ("no step of these has `drawn`, its own attempts: `fit` keeps those of the steps that it looks at; "
+               "to see others follow the run, fit(on_report=browser) or a trainer's callbacks=[WidgetCallback([browser])]")
 
     def shows(self, report: StepReport) -> bool:
         "Whether its attempts are there."
