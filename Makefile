@@ -30,10 +30,10 @@ demo: .venv/.package  ## Train the embedded model and write report.html; options
 
 test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
 	@$(BIN)/python tools/sync_settings.py --check
-	@$(BIN)/python tools/layers.py
+	@$(BIN)/python tools/layers.py > /dev/null
 	@$(BIN)/python tools/make_readme.py --check
 	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
-	@$(QUIET) $(BIN)/python -m pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(QUIET) $(BIN)/python -m pytest --quiet -rs -n $(WORKERS) --dist loadfile $(ARGS)
 	@echo "== nbdev-test: the notebooks that are no chapters, and have no tests of their own"
 	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^01_quickstart|^[0-9]+[a-z]*_.+[.].+[.]' --n-workers $(WORKERS)
 

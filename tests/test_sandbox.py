@@ -246,7 +246,7 @@ def test_processor_time_of_children_counts(language):
     python = "import os\nfor _ in range(3): os.fork()\nwhile True: pass"
     c = "for (int i = 0; i < 3; i++) fork(); while (1);"
     outcome = run_program(attack(language, python, c), replace(SHORT, cpu_seconds=1, seconds=20))
-    assert outcome.ended == "timeout" and outcome.seconds < 5
+    assert outcome.ended == "timeout" and outcome.seconds < 15  # by processor time, not by the 20 s on the wall
 
 
 def test_we_are_killed_and_nothing_stays(token):
