@@ -48,7 +48,7 @@ def test_an_answer_is_what_stands_outside_the_thinking():
     with notebook_cell("nbs/01b_core.text.ipynb", "ebda2830"):
         start = time.perf_counter()
         test_eq((without_thoughts("<think>" * 200_000), without_thoughts("<think></think>" * 100_000)), ("", ""))
-        assert time.perf_counter() - start < 10
+        assert time.perf_counter() - start < 60
 
 
 def test_what_we_have():

@@ -392,7 +392,7 @@ def test_a_megabyte_of_nonsense_costs_nothing():
             assert not same_text(long + "x", "1") and not same_text("1", long + "x")
         for part in ('File "', "/", ' File "/main.py", line 1, in x\n', " ", "\n ", "Traceback (most recent call last):\n"):
             short_trace(part * (2**20 // len(part)), "main.py")
-        assert time.perf_counter() - started < 10
+        assert time.perf_counter() - started < 60
 
 
 def test_what_it_costs():
@@ -409,4 +409,4 @@ def test_what_it_costs():
         tasks, answers = [divide()] * 8, [fenced(good)] * 8
         started = time.perf_counter()
         test_eq({feedback.score for feedback in CodeTests().many(tasks, answers)}, {1.0})
-        assert (time.perf_counter() - started) / (8 * 4) < 1  # seconds for one test
+        assert (time.perf_counter() - started) / (8 * 4) < 5  # seconds for one test

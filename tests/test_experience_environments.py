@@ -301,7 +301,7 @@ def test_answers_that_mean_harm():
         judges = [ExactMatch(lenient=True), HumanFeedback([Remark(capital.question, "No.", False, "Lyon")])]
         start = time.perf_counter()
         said = [judge(capital, answer) for judge in judges for answer in hostile]
-        assert time.perf_counter() - start < 10
+        assert time.perf_counter() - start < 60
         test_eq({feedback.score for feedback in said}, {0.0})
         test_eq(max(len(feedback.text) for feedback in said) < 100, True)
         {feedback.text for feedback in said}

@@ -110,7 +110,7 @@ def test_a_pattern_for_whatever_else():
         endless = Pattern("(a+)+", "Write the letter a.", seconds=0.3)
         test_eq(endless(when, "a" * 60 + "b").text, "The answer could not be compared in time. Write the letter a.")
         test_eq(endless(when, "aaa").score, 1.0)
-        assert time.perf_counter() - begun < 10
+        assert time.perf_counter() - begun < 60
         date(when, "July 1969")
 
 
@@ -193,7 +193,7 @@ def test_json_by_a_schema():
         for schema, answer in (({"uniqueItems": True}, different), ({"pattern": "^(a+)+$"}, json.dumps("a" * 60 + "b"))):
             said = JSONAnswer(schema, seconds=0.3)(who, answer)
             test_eq((said.score, said.text), (0.0, "The answer could not be checked in time; make it shorter."))
-        assert time.perf_counter() - begun < 10
+        assert time.perf_counter() - begun < 60
 
     # %% nbs/08c_experience.formats.ipynb#55291ef4
     with notebook_cell("nbs/08c_experience.formats.ipynb", "55291ef4"):

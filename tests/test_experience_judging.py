@@ -110,7 +110,7 @@ def test_a_verdict_is_found_not_assumed():
         for part in parts:
             for head in ("", '{"score": "'):
                 for count in (LONGEST // len(part) - len(head), 2**20): read_verdict(head + part * count + "x")
-        assert time.perf_counter() - started < 10
+        assert time.perf_counter() - started < 60
 
 
 def test_the_answer_is_material_not_instruction():
@@ -482,20 +482,16 @@ def test_many_at_once_in_order():
 
         question = Task.ask("What is 6 times 7?", answer="42")
 
-    # %% nbs/08f_experience.judging.ipynb#f374e70c
-    with notebook_cell("nbs/08f_experience.judging.ipynb", "f374e70c"):
-        def slow(payload): time.sleep(0.05); return strict(payload)
+    # %% nbs/08f_experience.judging.ipynb#c4a854d7
+    with notebook_cell("nbs/08f_experience.judging.ipynb", "c4a854d7"):
         tasks, answers = [question] * 16, [str(30 + i) for i in range(16)]
-        seconds = {}
-        with serving(slow) as url:
-            for concurrent in (1, 4, 16):
-                started = time.perf_counter()
+        for concurrent in (1, 4, 16):
+            meeting = threading.Barrier(concurrent, timeout=60)  # nobody is answered before so many have asked
+            with serving(lambda payload: meeting.wait() >= 0 and strict(payload)) as url:
                 said = LLMJudge(url, "slow", concurrent=concurrent).many(tasks, answers)
-                seconds[concurrent] = time.perf_counter() - started
         test_eq([feedback.score for feedback in said], [float(answer == "42") for answer in answers])
         assert all(feedback.text.startswith(answer) for answer, feedback in zip(answers, said) if answer != "42")
         with expect_fail(ValueError, "1 tasks came with 2 answers"): LLMJudge(url, "m").many([question], ["", ""])
-        test_eq(sorted(seconds, key=seconds.get), [16, 4, 1])
 
     # %% nbs/08f_experience.judging.ipynb#2ccf359e
     with notebook_cell("nbs/08f_experience.judging.ipynb", "2ccf359e"):

@@ -130,7 +130,7 @@ def test_answers_that_mean_harm():
         task, judges = Task.ask("What is 6 times 7?", answer="42"), (Numbers(), Maths())
         begun = time.perf_counter()
         said = [judge(task, answer) for judge in judges for answer in hostile]
-        assert time.perf_counter() - begun < 10
+        assert time.perf_counter() - begun < 60
         test_eq({feedback.score for feedback in said}, {0.0})
         test_eq(max(len(feedback.text) for feedback in said) < 200, True)
         test_eq(Numbers()(task, "\u0664\u0662").score, 1.0)  # Arabic for 42

@@ -116,7 +116,7 @@ def test_answers_that_mean_harm():
         judges = [Tagged(), Pattern("(a|b)+", "Write a or b."), JSONAnswer(person), ToolCalls()]
         start = time.perf_counter()
         said = [judge(task, answer) for judge in judges for answer in hostile]
-        assert time.perf_counter() - start < 10
+        assert time.perf_counter() - start < 60
         test_eq({feedback.score for feedback in said}, {0.0})
         assert max(len(feedback.text) for feedback in said) < 500
         for feedback in said: feedback.text.encode()  # half a letter could be neither stored nor read by a tokenizer
