@@ -62,6 +62,7 @@ _HOMES = {  # public name -> the module it lives in; sdpo_nb/__init__.pyi tells 
     "as_rows": "learn.hosting",
     "as_reward": "learn.hosting",
     "SDPOTrainer": "learn.trainer",
+    "Search": "learn.testtime",
     "SearchConfig": "learn.testtime",
     "ServerSampler": "learn.testtime",
     "best_of": "learn.testtime",

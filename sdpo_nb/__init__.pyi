@@ -39,6 +39,7 @@ from sdpo_nb.learn.presets import (
 from sdpo_nb.learn.hosting import as_reward as as_reward, as_rows as as_rows
 from sdpo_nb.learn.trainer import SDPOTrainer as SDPOTrainer
 from sdpo_nb.learn.testtime import (
+    Search as Search,
     SearchConfig as SearchConfig,
     ServerSampler as ServerSampler,
     best_of as best_of,

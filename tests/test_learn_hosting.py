@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sdpo_nb.core.records import Feedback, Message, Task
 from sdpo_nb.core.text import shorten
 from sdpo_nb.experience.feedback import Environment, ManyJudge, settle
@@ -18,8 +18,9 @@ from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.learn.hosting import (
-    PACKED, TAKEN, is_kept, packed, as_rows, as_reward, told_apart, stand_in, as_asked, check_text_only, has_known_head,
-    widen_head, widen_adapter, last_whole_checkpoint, is_whole, is_unsloth, check_unsloth
+    PACKED, TAKEN, is_kept, packed, as_rows, as_reward, told_apart, stand_in, as_asked, check_data, check_rewards,
+    check_text_only, has_known_head, widen_head, widen_adapter, last_whole_checkpoint, is_whole, is_unsloth,
+    check_unsloth
 )
 from cells import notebook_cell
 
@@ -90,6 +91,31 @@ def test_a_view_in_the_form_of_its_prompt():
     with notebook_cell("nbs/16e_learn.hosting.ipynb", "e5c8a8da"):
         turns = ({"role": "user", "content": "Encode"},)
         test_eq((as_asked(turns, "a text"), as_asked(turns, [])), ("Encode", [{"role": "user", "content": "Encode"}]))
+
+
+def test_data_and_judges_as_trl_takes_them():
+    # %% nbs/16e_learn.hosting.ipynb#f1c93ef9
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "f1c93ef9"):
+        environment = Codebook("omega")
+        data = Dataset.from_list(as_rows(environment.tasks(2)))
+        model, tokenizer = load_demo("cpu")
+
+    # %% nbs/16e_learn.hosting.ipynb#dac08a16
+    with notebook_cell("nbs/16e_learn.hosting.ipynb", "dac08a16"):
+        named = Dataset.from_list([{"question": "?", "answer": "!"}])
+        wrong = [
+            ([{"prompt": "?"}], "give Dataset.from_list(rows)"), (data.select([]), "the data has no rows"),
+            (named, "but question, answer; rename one: data.rename_column('question', 'prompt')"),
+            ({"train": data}, "such as data['train']"), (named.to_iterable_dataset(), "no column 'prompt'"),
+        ]
+        for one, words in wrong:
+            with expect_fail(ValueError, words): check_data(one)
+        for one in (data, data.to_iterable_dataset(), None): check_data(one)
+        for one in (environment, Codebook, [environment]):
+            with expect_fail(ValueError, "by as_reward(environment)"): check_rewards(one)
+        for one in (None, 3, [print, {}]):
+            with expect_fail(ValueError, "a reward function is called with"): check_rewards(one)
+        check_rewards([as_reward(environment), "a/reward-model", torch.nn.Linear(1, 1)])
 
 
 def test_images_are_refused():
