@@ -14,12 +14,13 @@ from packaging.utils import canonicalize_name
 from sdpo_nb.core.text import shorten
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 from unittest.mock import patch
 from fastcore.test import test_eq
 from sdpo_nb.experience.sandbox import Isolation
 from sdpo_nb.run.facts import (
     Card, Machine, PROJECT, TRAINING, BESIDE, EXTRAS, without_places, version_of, needs_of, torch_facts, machine_facts,
-    place, walls, SETTINGS, look
+    shows_widgets, place, walls, SETTINGS, look
 )
 from cells import notebook_cell
 
@@ -61,6 +62,7 @@ def test_torch_the_system_and_the_kernel():
             test_eq((walls(), {"memory", "load"} & set(machine_facts())), (None, set()))
         assert isinstance(torch_facts()["threads"], int) and machine_facts()["cores"] > 0
         with patch.dict(os.environ, COLAB_RELEASE_TAG="release-colab"): test_eq(place(), "Colab")
+        with patch("IPython.get_ipython", lambda: SimpleNamespace(kernel=None)): test_eq(place(), "notebook")
 
 
 def test_all_of_it_at_once():

@@ -4,6 +4,7 @@ from typing import Any
 from sdpo_nb.core.records import StepReport
 from sdpo_nb.learn.trainer import SDPOTrainer
 from sdpo_nb.learn.watching import Watch
+from sdpo_nb.run.facts import shows_widgets
 from sdpo_nb.view.lens import snapshot
 from sdpo_nb.view.terminal import LiveDisplay
 from sdpo_nb.view.widgets import TokenLens, TrainingMonitor, Widget
@@ -21,7 +22,7 @@ from sdpo_nb.learn.presets import demo
 from sdpo_nb.run.demo import DEMO_SIZE, METHODS
 from sdpo_nb.view.widgets import RolloutBrowser
 from dataclasses import replace
-from sdpo_nb.run.live import shows_widgets, PRINTERS, WidgetCallback
+from sdpo_nb.run.live import PRINTERS, WidgetCallback
 from cells import notebook_cell
 
 
@@ -78,11 +79,12 @@ def test_beside_the_plain_loop():
 
     # %% nbs/25_run.live.ipynb#a8fa1a22
     with notebook_cell("nbs/25_run.live.ipynb", "a8fa1a22"):
-        lens, monitor = TokenLens(), TrainingMonitor()
         model, tokenizer = load_demo("cpu")
+        watched = WidgetCallback(steps=4)
         size = replace(DEMO_SIZE, steps=4, evaluate_every=2, held_out=16)
         with redirect_stdout(io.StringIO()):
-            fit(model, tokenizer, environment, METHODS["sdpo"], config=size, on_report=WidgetCallback([lens, monitor], steps=4))
+            fit(model, tokenizer, environment, METHODS["sdpo"], config=size, on_report=watched)
+        lens, monitor = watched.widgets
         test_eq(([step for step, _ in lens.pieces], len(monitor.reports)), ([0, 2, 4], 5))
 
 

@@ -1,4 +1,5 @@
 """The documentation site: what it refuses, how notebooks become pages, and that Quarto can read its settings."""
+import html
 import json
 import re
 import struct
@@ -9,8 +10,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 from nbdev.quarto import refresh_quarto_yml
+from sdpo_nb.view.style import INK
 
-from tools import describe_figures, make_site, site_pages, site_writer
+from tools import describe_figures, make_readme, make_site, site_pages, site_writer
 
 ROOT = Path(__file__).resolve().parent.parent
 FRONT = "---\ntitle: A page\ndescription: What it is for.\noutput-file: {name}.html\n---\n"
@@ -156,6 +158,24 @@ def test_maths_becomes_mathml_and_money_stays():
     assert writer.slots[0].startswith("<math") and "<mfrac>" in writer.slots[1] and 'display="block"' in writer.slots[1]
 
 
+def test_a_bar_in_a_table_is_a_bar():
+    assert "| `float | None` | a \\| b |" in written(prose("| type | what |\n|---|---|\n| `float \\| None` | a \\| b |"))[0]
+
+
+@pytest.mark.parametrize("source, spaced", [
+    (r"p \log q", "p log q"), (r"2\log(x)", "2 log(x)"), (r"-\log\theta", "−log θ"), (r"\exp x", "exp x")])
+def test_a_function_in_a_formula_stands_apart(source, spaced):
+    drawn = site_writer.mathml(source, "inline").replace('<mspace width="0.1667em"/>', " ")
+    assert html.unescape(re.sub(r"<[^>]+>", "", drawn)) == spaced
+
+
+def test_a_formula_is_not_parted_from_its_full_stop():
+    text, writer = written(prose("## Of $f$, too\n\nNot ($g$).\n\nIt is $h$ alone."))
+    assert '<span class="formula"><span data-slot="0"></span>,</span> too { #of-too }' in text
+    assert '<span class="formula">(<span data-slot="1"></span>).</span>' in text
+    assert 'is <span data-slot="2"></span> alone' in text and len(writer.slots) == 3
+
+
 def test_links_lead_to_pages_files_and_the_repository(tmp_path):
     (tmp_path / "nbs" / "data").mkdir(parents=True)
     (tmp_path / "nbs" / "data" / "run.json").write_text("{}")
@@ -171,6 +191,12 @@ def test_links_lead_to_pages_files_and_the_repository(tmp_path):
     assert writer.missing == ["how/page.ipynb: links to gone.ipynb, which is not there"]
 
 
+def test_a_picture_for_phones_comes_along():
+    both = '<picture><source srcset="images/flow_narrow.svg"><img src="images/flow.svg" alt="A flow"></picture>'
+    assert sorted(written(prose(both))[1].files) == ["images/flow.svg", "images/flow_narrow.svg"]
+    assert make_site.Links(both).asked == ["images/flow_narrow.svg", "images/flow.svg"]
+
+
 def test_callouts_become_admonitions():
     callout, shown = "::: {.callout-warning}\n## Mind the gap\n\nIt is *wide*.\n:::", "```\n::: {.callout-tip}\n```"
     text = written(prose(f"{callout}\n\n{shown}"))[0]
@@ -184,11 +210,20 @@ def test_a_cell_shows_what_quarto_would():
     shown = {"output_type": "execute_result", "data": {"text/markdown": "### `fit`"}}
     text, writer = written(
         code("#| echo: false\n#| output: asis\nshow()", shown),
-        code('#| code-fold: show\n#| code-summary: "Exported source"\n#| exports: true\ndef f(): return "```"'),
+        code('#| code-fold: true\n#| code-summary: "Exported source"\n#| exports: true\ndef f(): return "```"'),
         code("print('<b>')", {"output_type": "stream", "name": "stdout", "text": "\x1b[1m<b>\x1b[0m\n"}))
     assert "show()" not in text and "### `fit` { #fit }" in text and "exports" not in text
-    assert '<summary>Exported source</summary>\n\n````python\ndef f(): return "```"\n````' in text
+    assert '<details class="source" markdown="block">\n<summary>Exported source</summary>' in text  # folded, and there
+    assert '</summary>\n\n````python\ndef f(): return "```"\n````\n\n</details>' in text
     assert writer.slots == ['<div class="output"><pre>&lt;b&gt;</pre></div>']
+
+
+def test_the_readme_shows_pictures_from_near_and_afar(tmp_path):
+    both = '<picture><source srcset="images/narrow.svg"><img src="images/flow.svg" alt="A flow"></picture>'
+    near = "".join(make_readme.blocks([prose(both)]))
+    assert near == both.replace('"images', '"nbs/images')
+    afar = "https://raw.githubusercontent.com/sdpo-nb/sdpo-nb/main/"
+    assert make_readme.from_afar(near, ROOT) == near.replace('"nbs', f'"{afar}nbs')
 
 
 def test_a_figure_becomes_a_file_with_words():
@@ -229,15 +264,39 @@ def test_nbdev_is_told_the_words():
         __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
 
     cells = [Cell(prose("# Top\n\nOpening.")), Cell(code("draw()", DRAWN, DRAWN)),
-             Cell(code('#| fig-cap: "Own"\ndraw()', DRAWN)), Cell(code('#| fig-alt: Own: a "quote"\ndraw()', DRAWN))]
+             Cell(code('#| fig-cap: "Own"\ndraw()', DRAWN)), Cell(code('#| fig-alt: Own: a "quote"\ndraw()', DRAWN)),
+             Cell(code('#| code-fold: show\n#| code-summary: "Exported source"\ndef f(): ...'))]
     notebook = type("Notebook", (), {"cells": cells, "frontmatter_": {"title": "T"}})
     describe_figures.DescribeFigures(notebook).end()
     assert cells[1].source == '#| fig-alt: ["Top: Opening (1 of 2)", "Top: Opening (2 of 2)"]\ndraw()'
     assert cells[2].source == '#| fig-cap: "Own"\ndraw()'
     assert cells[3].source == '#| fig-alt: "Own: a \\"quote\\""\ndraw()'
+    assert cells[4].source == '#| code-fold: true\n#| code-summary: "Exported source"\ndef f(): ...'
 
 
 # The site
+
+
+def contrast(colour: str, page: str, brighter: float = 1) -> float:
+    """WCAG's contrast of two colours, the first made brighter as CSS does it."""
+    def light(colour, factor):
+        parts = [min(1, factor * int(colour[i:i + 2], 16) / 255) for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(part * share for part, share in zip(linear, (0.2126, 0.7152, 0.0722))) + 0.05
+    dark, bright = sorted((light(colour, brighter), light(page, 1)))
+    return bright / dark
+
+
+def test_the_ink_of_figures_stands_out_on_both_grounds():
+    look = (ROOT / "tools" / "site" / "site.css").read_text(encoding="utf-8")
+    ground = re.search(r"--md-default-bg-color: (#\w{6})", look)[1]
+    brighter = float(re.search(r'\[data-md-color-scheme="slate"\] figure.output > \* \{ filter: brightness\((.+)\)', look)[1])
+    assert contrast(INK, "#ffffff") > 4.5 > contrast(INK, ground) and contrast(INK, ground, brighter) > 4.5
+
+
+def test_cells_of_sentences_keep_a_width():
+    page = make_site.steady("<td>some twenty-five letters</td><td style=x><a href='" + "y" * 50 + "'>short</a></td><td>" + "A sentence. " * 4 + "</td>")
+    assert re.findall("<td[^>]*>", page) == ["<td>", "<td class=brief style=x>", "<td class=prose>"]
 
 
 @pytest.mark.parametrize("body, complaint", [
@@ -280,6 +339,8 @@ def test_a_site_is_built(tmp_path):
     assert "<script>1 && 2</script>" in loss and "<pre>seen</pre>" in loss and 'alt="A curve"' in loss
     assert 'class="admonition tip"' in deep and "A tip." in deep and (tmp_path / "site" / "figures").is_dir()
     assert "data-slot" not in home + loss + deep
+    sheets = [*(tmp_path / "site" / "assets" / "stylesheets").rglob("*.css")]
+    assert sheets and all(sheet.read_text(encoding="utf-8").startswith("@layer theme{") for sheet in sheets)
 
 
 def test_a_build_that_is_refused_leaves_the_old_site(tmp_path):

@@ -10,7 +10,7 @@ from sdpo_nb.core.records import AttemptReading, StepReport
 from sdpo_nb.view.groups import groups_html, sides_html
 from sdpo_nb.view.lens import Html, lens_frame, static, step_html, tag, thinned
 from sdpo_nb.view.monitor import monitor_html
-from sdpo_nb.view.report import page_html
+from sdpo_nb.view.report import write_page
 import tempfile
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.view.plots import phase_seconds
@@ -119,7 +119,7 @@ def test_a_picture_that_stays():
     # %% nbs/22c_view.widgets.ipynb#33608545
     with notebook_cell("nbs/22c_view.widgets.ipynb", "33608545"):
         with tempfile.TemporaryDirectory() as folder:
-            page = Path(folder, "lens.html")
+            page = Path(folder, "run", "lens.html")
             lens.snapshot(page)
             text = page.read_text(encoding="utf-8")
         test_eq((text.count("<section"), text.count("http"), text.startswith("<!doctype html>")), (3, 0, True))

@@ -2,7 +2,7 @@
 
 What the author wrote stands: `#| fig-alt: ...`, or `#| fig-cap`, with quotes round it or without. Else the words are
 those of the heading above the figure, with the labels of its axes where the cell names them, or the first sentence of the prose before it. They are
-written as Quarto's own option, `fig-alt`, which tools/make_site.py reads too.
+written as Quarto's own option, `fig-alt`, which tools/make_site.py reads too. And source that is exported is folded.
 """
 import ast
 import json
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
+FOLDS = '#| code-fold: show\n#| code-summary: "Exported source"\n', '#| code-fold: true\n#| code-summary: "Exported source"\n'
 LABELS = {"xlabel": "x", "ylabel": "y", "title": "title", "set_xlabel": "x", "set_ylabel": "y", "set_title": "title"}
 
 
@@ -62,7 +63,7 @@ class DescribeFigures:
         """Give each picture that has none its words."""
         heading, prose = (getattr(self.nb, "frontmatter_", None) or {}).get("title", ""), ""
         for cell in self.nb.cells:
-            source = cell.source or ""
+            source = cell.source = (cell.source or "").replace(*FOLDS)
             if cell.cell_type == "markdown":
                 titles = re.findall(r"^#+ +(.+?)(?: *\{.*\})?$", source, re.MULTILINE)
                 heading, prose = (titles or [heading])[-1], re.sub(r"^#+ .*$", "", source, flags=re.MULTILINE)

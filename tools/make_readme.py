@@ -25,7 +25,7 @@ def blocks(cells: list[dict]) -> Iterator[str]:
     for cell in cells:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
-            yield re.sub(r"\]\((?=[\w.]+\.ipynb|images/|tutorials/|how_to/|explanations/|experiments/)", "](nbs/", source)
+            yield re.sub(r"(\]\(|src(?:set)?=\")(?=[\w.]+\.ipynb|images/|tutorials/|how_to/|explanations/|experiments/)", r"\1nbs/", source)
         elif source and "#| hide" not in source:
             yield "```python\n" + re.sub(r"(?m)^#\|.*\n", "", source) + "\n```"
             if printed(cell): yield f"```\n{printed(cell)}\n```"
@@ -43,7 +43,7 @@ def from_afar(page: str, root: Path) -> str:
     settings.read(root / "settings.ini", encoding="utf-8")
     url, branch = settings["DEFAULT"]["git_url"], settings["DEFAULT"]["branch"]
     raw = url.replace("github.com", "raw.githubusercontent.com")
-    page = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\g<1>{raw}/{branch}/", page)
+    page = re.sub(r"(!\[[^]]*\]\(|src(?:set)?=\")(?!https?:)", rf"\g<1>{raw}/{branch}/", page)
     return re.sub(r"\]\((?!https?:|#)", f"]({url}/blob/{branch}/", page)
 
 

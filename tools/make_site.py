@@ -88,7 +88,22 @@ def fill(site: Path, slots: dict[str, list[str]]) -> None:
         path = site / name
         text = path.read_text(encoding="utf-8")
         mark = re.compile(r'<(div|span) data-slot="?(\d+)"?></\1>')
-        path.write_text(mark.sub(lambda found: contents[int(found[2])], text), encoding="utf-8")
+        path.write_text(mark.sub(lambda found: contents[int(found[2])], steady(text)), encoding="utf-8")
+
+
+def layer(site: Path) -> None:
+    """Put the theme beneath all other style sheets, so that what a notebook shows can be kept free of it (site.css)."""
+    for path in (site / "assets" / "stylesheets").rglob("*.css"):
+        text = path.read_text(encoding="utf-8").removeprefix('@charset "UTF-8";')
+        path.write_text(f"@layer theme{{{text}}}", encoding="utf-8")
+
+
+def steady(page: str) -> str:
+    """A page whose tables scroll on a phone: cells of sentences keep a width, and a few words keep to one line."""
+    def cell(found):
+        length = len(re.sub(r"<[^>]+>", "", found[2]))
+        return "<td class=prose" if length > 40 else "<td class=brief" if length < 21 else "<td"
+    return re.sub(r"<td(?=([^>]*)>(.*?)</td>)", cell, page, flags=re.DOTALL)
 
 
 def shorten(site: Path) -> None:
@@ -128,6 +143,7 @@ def build(root: Path, out: Path) -> None:
         fill(folder / "site", slots)
         shorten(folder / "site")
         widen(folder / "site")
+        layer(folder / "site")
         check_site(folder / "site")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder / "site", out)
@@ -152,6 +168,7 @@ class Links(HTMLParser):
             self.asked.append(given.get("href") or "")
         elif tag in ("img", "script", "iframe", "video", "audio", "source", "embed") and given.get("src"):
             self.asked.append(given["src"])
+        if tag == "source" and given.get("srcset"): self.asked.append(given["srcset"])
 
 
 def lost(site: Path, path: Path, target: str, anchors: dict[Path, set[str]]) -> str:

@@ -21,8 +21,11 @@ SUFFIXES = {"image/png": "png", "image/jpeg": "jpg"}
 CALLOUTS = {"note": "note", "tip": "tip", "warning": "warning", "important": "danger", "caution": "warning"}
 BLOCK = re.compile(r"^(?P<fence>`{3,}|~{3,})(?:.|\n)*?^(?P=fence)", re.MULTILINE)
 HEADING = re.compile(r"^(?P<level>#{1,6}) +(?P<title>.+?)(?: +\{(?P<attributes>.*)\})? *#*$", re.MULTILINE)
-LINK = re.compile(r"(\]\(|^\[(?!\^)[^\]]+\]: *|\b(?:href|src)=\")([^)\s\"]+)", re.MULTILINE)
-MATHS = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?![\s$])(?P<line>[^$]+?)(?<![\s\\])\$(?!\d)", re.DOTALL)
+CELL = re.compile(r"(?<=\| )`[^`\n]+`(?= \|)")  # code in a table: GitHub wants its bars escaped, zensical does not
+LINK = re.compile(r"(\]\(|^\[(?!\^)[^\]]+\]: *|\b(?:href|src|srcset)=\")([^)\s\"]+)", re.MULTILINE)
+MATHS = re.compile(
+    r"\$\$(?P<block>.+?)\$\$"
+    r"|(?P<before>\(?)(?<![\\$])\$(?![\s$])(?P<line>[^$]+?)(?<![\s\\])\$(?!\d)(?P<after>[.,;:!?)]*)", re.DOTALL)
 
 
 def outside_code(markdown: str, change: Callable[[str], str], code: re.Pattern = CODE) -> str:
@@ -36,7 +39,7 @@ def outside_code(markdown: str, change: Callable[[str], str], code: re.Pattern =
 
 def anchor(title: str) -> str:
     """The anchor that Pandoc, and so Quarto, gives a heading."""
-    title = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|<span data-slot="\d+"></span>', r"\1", title)
+    title = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|</?span[^>]*>", r"\1", title)
     title = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", title).strip().lower())
     return re.sub(r"^[\W\d_]+", "", title) or "section"
 
@@ -47,17 +50,18 @@ def fenced(source: str, language: str) -> str:
     return f"{fence}{language}\n{source}\n{fence}"
 
 
-def folded(block: str, summary: str, is_open: bool) -> str:
+def folded(block: str, summary: str) -> str:
     """A block under a line that opens and shuts it."""
-    opened = " open" if is_open else ""
-    return f'<details class="source"{opened} markdown="block">\n<summary>{summary}</summary>\n\n{block}\n\n</details>'
+    return f'<details class="source" markdown="block">\n<summary>{summary}</summary>\n\n{block}\n\n</details>'
 
 
 def mathml(tex: str, display: str) -> str:
     """A formula that browsers show without a script."""
     from latex2mathml.converter import convert
 
-    return convert(" ".join(tex.split()), display=display)
+    drawn = convert(" ".join(tex.split()), display=display)
+    thin = '<mspace width="0.1667em"/>'  # p log q, not plogq
+    return re.sub(r"(?<=</m[inu]>)(?=<mi>[a-z]{2})|(?<=[a-z]{2}</mi>)(?=<m(?!o))", thin, drawn)
 
 
 def boxed(markdown: str) -> str:
@@ -142,13 +146,16 @@ class Writer:
     def prose(self, markdown: str) -> str:
         """Markdown with maths, links and headings as the site needs them."""
         if markdown.startswith(NOTICE): return ""
+        markdown = outside_code(markdown, lambda text: CELL.sub(lambda found: found[0].replace(r"\|", "|"), text), BLOCK)
         markdown = outside_code(markdown, lambda text: MATHS.sub(self.maths, text))
         markdown = outside_code(markdown, lambda text: LINK.sub(self.link, text))
         return outside_code(markdown, lambda text: HEADING.sub(self.heading, text), BLOCK)
 
     def maths(self, found: re.Match) -> str:
         """A formula."""
-        if not found["block"]: return self.slot(mathml(found["line"], "inline"), "span")
+        if not found["block"]:
+            drawn, around = self.slot(mathml(found["line"], "inline"), "span"), (found["before"], found["after"])
+            return f'<span class="formula">{around[0]}{drawn}{around[1]}</span>' if any(around) else drawn
         formula = self.slot(f'<div class="maths">{mathml(found["block"], "block")}</div>')
         return f"\n\n{formula}\n\n"
 
@@ -183,8 +190,7 @@ class Writer:
         if chosen.get("include") == "false": return
         if source and chosen.get("echo") != "false":
             block = fenced(source, cell["metadata"].get("language", "python"))
-            if fold := chosen.get("code-fold"):
-                block = folded(block, chosen.get("code-summary", "Code").strip('"'), fold == "show")
+            if chosen.get("code-fold") == "true": block = folded(block, chosen.get("code-summary", "Code").strip('"'))
             yield block
         if chosen.get("output") == "false": return
         words = yaml.safe_load(chosen.get("fig-alt") or chosen.get("fig-cap") or '""')

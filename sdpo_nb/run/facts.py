@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/run.facts.html.md"""
 
 # %% auto #0
 __all__ = ['PROJECT', 'TRAINING', 'BESIDE', 'EXTRAS', 'SETTINGS', 'Card', 'Machine', 'without_places', 'version_of', 'needs_of',
-           'torch_facts', 'machine_facts', 'place', 'walls', 'look']
+           'torch_facts', 'machine_facts', 'shows_widgets', 'place', 'walls', 'look']
 
 # %% ../../nbs/22d_run.facts.ipynb #db420642
 import os
@@ -132,10 +132,16 @@ def machine_facts() -> dict[str, Any]:
     return facts | {"memory": pages, "load": load / (os.cpu_count() or 1)}
 
 # %% ../../nbs/22d_run.facts.ipynb #85f64c88
+def shows_widgets() -> bool:
+    "Whether this is a notebook's kernel."
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")
+
+
 def place() -> str:  # "terminal", "notebook" or "Colab"
     "Where this process runs."
     if "COLAB_RELEASE_TAG" in os.environ: return "Colab"
-    return "notebook" if "ipykernel" in sys.modules else "terminal"
+    return "notebook" if shows_widgets() else "terminal"
 
 
 def walls() -> "Isolation | None":

@@ -7,10 +7,11 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/view.report.html.md"""
 # %% auto #0
 __all__ = ['Point', 'LENS_LEAD', 'Line', 'curve_lines', 'round_steps', 'Frame', 'axes_svg', 'line_svg', 'curve_svg', 'key_html',
            'numbers_html', 'curve_html', 'phases_html', 'settings_html', 'before_after', 'when_text', 'header_html',
-           'page_html', 'section_html', 'write_report']
+           'page_html', 'write_page', 'section_html', 'write_report']
 
 # %% ../../nbs/21_view.report.ipynb #ca573336
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,6 @@ def header_html(
         arrow = tag("span.to", "\u2192", role="img", aria_label="to")
         ends = tag("span.before", percent(before)), arrow, tag("span.after", percent(after))
         parts += [tag("p.figures", *ends[2 * (first == last):]), tag("p.quiet", f"{what}, {when}")]
-    if len(parts) == 1: parts.append(tag("p.lead", "No step was finished."))
     if others: parts.append(tag("ul.others", *others))
     return tag("header", *parts, *([tag("p.note", note)] if note else []))
 
@@ -244,6 +244,22 @@ def page_html(
     head = tag("head", *meta, tag("title", title), Html(f"<style>{static('parts.css')}</style>"))
     body = tag("body.sdpo.sdpo-page", tag("main", *parts), Html(f"<script>{script()}</script>"))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+# %% ../../nbs/21_view.report.ipynb #9afa0886
+def write_page(
+    path: str | Path,  # where to; what is there stays until the new page is whole
+    title: str,  # of the window
+    *parts: Html,  # of the page
+) -> Path:
+    "Write a page, and the folders that it stands in."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_text(page_html(title, *parts), encoding="utf-8", errors="backslashreplace")
+        os.replace(new, path)
+    finally: new.unlink(missing_ok=True)
+    return path
 
 # %% ../../nbs/21_view.report.ipynb #d7e58e4d
 def section_html(
@@ -270,15 +286,14 @@ def write_report(
     note: str = "",  # anything that a reader should know first
 ) -> Path:
     "Write one self-contained HTML file of a run, and return where it is."
-    if not runs: raise ValueError("a report needs a run: pass {'SDPO': reports}; the reports may be few, or none yet")
+    if not runs: raise ValueError("a report needs a run: pass {'SDPO': reports}")
+    if not any(report.step for reports in runs.values() for report in reports):
+        raise ValueError("no step was finished, so there is nothing to report; of a run that was complete before, the report was written then")
     footer = tag("footer", "Made by sdpo-nb. This file is self-contained: it needs no network and sends nothing.")
     compared = "Methods are compared after equally many." if len(runs) > 1 else ""
-    page = page_html(
-        title, header_html(runs, title, note),
+    return write_page(
+        path, title, header_html(runs, title, note),
         section_html("How fast it learned", f"Pass rate against attempts made. {compared}", curve_html(runs)),
         section_html("What the teacher would have said", LENS_LEAD, lens_html(next(iter(runs.values())))),
         section_html("Where the seconds went", "Measuring excluded.", phases_html(runs)),
         *([section_html("Settings", "", settings_html(settings))] if settings else []), footer)
-    path = Path(path)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path

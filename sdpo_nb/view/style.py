@@ -148,7 +148,7 @@ def example_run(
     return reports
 
 # %% ../../nbs/18a_view.style.ipynb #867ae9b9
-TEACHER, STUDENT, APART, INK = "#2f7fd1", "#7d868f", "#e07a1f", "#777777"
+TEACHER, STUDENT, APART, INK = "#2f7fd1", "#7d868f", "#e07a1f", "#767676"
 
 # %% ../../nbs/18a_view.style.ipynb #378a320d
 RUN_COLOURS = (TEACHER, STUDENT, "#0a7d57", "#924c9f", APART)  # one run each, in this order

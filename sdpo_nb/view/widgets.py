@@ -20,7 +20,7 @@ from ..core.records import AttemptReading, StepReport
 from .groups import groups_html, sides_html
 from .lens import Html, lens_frame, static, step_html, tag, thinned
 from .monitor import monitor_html
-from .report import page_html
+from .report import write_page
 
 # %% ../../nbs/22c_view.widgets.ipynb #56b3022e
 def left_out(
@@ -92,7 +92,7 @@ class Widget(anywidget.AnyWidget):
     ) -> Html:
         "All of it in one piece that needs no kernel and no network: shown in a notebook, or written to a file."
         part = self.whole()
-        if path is not None: Path(path).write_text(page_html(title, part), encoding="utf-8", errors="backslashreplace")
+        if path is not None: write_page(path, title, part)
         return part
 
 # %% ../../nbs/22c_view.widgets.ipynb #b3d7636e
@@ -207,7 +207,8 @@ class TrainingMonitor(Widget):
     def draw(self) -> None:
         "Write the HTML anew; the longer it takes, the longer until the next time."
         start = time.perf_counter()
-        self.html = str(monitor_html(self.reports, self.steps, start - self.started, self.title))
+        elapsed = max(start - self.started, sum(report.seconds for report in self.reports))  # told at once of a run that is over
+        self.html = str(monitor_html(self.reports, self.steps, elapsed, self.title))
         now = time.perf_counter()
         self.next = now + max(0.25, 100 * (now - start))
 
