@@ -3,11 +3,13 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
+from sdpo_nb.core.records import AttemptReading, Feedback, StepReport, TeacherView, TokenReading
 from sdpo_nb.experience.successes import SuccessBuffer
 from sdpo_nb.learn.selves import counted, put, whole
 from sdpo_nb.learn.teachers import Teacher
@@ -16,8 +18,59 @@ import tempfile
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.learn.teachers import EMA, Frozen
 from transformers import LlamaConfig, LlamaForCausalLM
-from sdpo_nb.learn.checkpoints import Running, check_settings
+from sdpo_nb.learn.checkpoints import (
+    Running, check_settings, REPORTS, slim, note, attempt_from, noted, open_folder, forget
+)
 from cells import notebook_cell
+
+
+def test_the_reports_of_a_run():
+    # %% nbs/15b_learn.checkpoints.ipynb#bc64f9f4
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "bc64f9f4"):
+        def student():
+            torch.manual_seed(0)
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes, attention_dropout=0.5)).train()
+
+        def running(teacher=None, **settings):
+            model = student()
+            model.register_buffer("steps_seen", torch.tensor(0.0))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+            teacher = (teacher or EMA(0.1)).attach(model)
+            return Running(model, optimizer, teacher, random.Random(0), SuccessBuffer(), settings or {"seed": 0})
+
+        def go_on(run, steps):
+            losses = []
+            for _ in range(steps):
+                ids = torch.tensor([run.chance.sample(range(32), 8)])  # luck of two kinds: which tokens, and which are dropped
+                run.optimizer.zero_grad()
+                loss = run.model(ids, labels=ids).loss
+                loss.backward()
+                run.optimizer.step()
+                run.model.steps_seen += 1
+                run.teacher.update("rollout")
+                run.memory.remember(["a question"], [str(run.step)], [1.0])
+                run.step += 1
+                losses.append(loss.item())
+            return losses
+
+    # %% nbs/15b_learn.checkpoints.ipynb#5fedfea6
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "5fedfea6"):
+        turns = ({"role": "user", "content": "2 + 2?"},)
+        token = TokenReading("5", -0.1, -3.0, 1.5, (("5", 0.9), ("4", 0.1)), (("4", 0.8),))
+        attempt = AttemptReading("2 + 2?", "5", Feedback(0.0, "No."), TeacherView(turns, feedback="No."), (token,), 0, turns)
+        reports = [StepReport(step, 8 * step, 0.5, held_out=None if step % 2 else 0.5, drawn=(attempt,)) for step in range(4)]
+        with tempfile.TemporaryDirectory() as folder:
+            open_folder(folder)
+            for report in reports: note(folder, report)
+            with open(Path(folder) / REPORTS, "a") as file: file.write('{"step": 4, "att')
+            test_eq([len(report.drawn) for report in noted(folder)], [1, 0, 1, 0])
+            test_eq(repr(noted(folder)[2].drawn), repr((attempt,)))
+            forget(folder, 2)
+            note(folder, replace(reports[3], loss=7.0))
+            test_eq([(report.step, report.loss) for report in noted(folder)], [(0, 0.0), (1, 0.0), (2, 0.0), (3, 7.0)])
+            with expect_fail(ValueError, "name a folder that can be written to"): open_folder(Path(folder) / REPORTS)
+            with expect_fail(ValueError, "nothing can be kept in"): open_folder(Path(folder) / REPORTS / "run")
 
 
 def test_the_same_numbers_to_the_last_bit():
@@ -159,6 +212,55 @@ def test_an_interruption_while_writing_costs_nothing():
             (Path(folder) / "checkpoint.old" / "run.json").touch()  # killed while the old one was removed
             resumed.save(folder)
             test_eq(sorted(path.name for path in Path(folder).iterdir()), ["checkpoint"])
+
+
+def test_a_step_that_breaks_off():
+    # %% nbs/15b_learn.checkpoints.ipynb#bc64f9f4
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "bc64f9f4"):
+        def student():
+            torch.manual_seed(0)
+            sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+            return LlamaForCausalLM(LlamaConfig(**sizes, attention_dropout=0.5)).train()
+
+        def running(teacher=None, **settings):
+            model = student()
+            model.register_buffer("steps_seen", torch.tensor(0.0))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+            teacher = (teacher or EMA(0.1)).attach(model)
+            return Running(model, optimizer, teacher, random.Random(0), SuccessBuffer(), settings or {"seed": 0})
+
+        def go_on(run, steps):
+            losses = []
+            for _ in range(steps):
+                ids = torch.tensor([run.chance.sample(range(32), 8)])  # luck of two kinds: which tokens, and which are dropped
+                run.optimizer.zero_grad()
+                loss = run.model(ids, labels=ids).loss
+                loss.backward()
+                run.optimizer.step()
+                run.model.steps_seen += 1
+                run.teacher.update("rollout")
+                run.memory.remember(["a question"], [str(run.step)], [1.0])
+                run.step += 1
+                losses.append(loss.item())
+            return losses
+
+    # %% nbs/15b_learn.checkpoints.ipynb#c530317e
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "c530317e"):
+        straight = running()
+        losses = go_on(straight, 6)
+        with tempfile.TemporaryDirectory() as folder:
+            broken = running()
+            test_eq(go_on(broken, 3), losses[:3])
+            broken.hold(3)
+            broken.chance.random(), torch.rand(3), broken.memory.remember(["a question"], ["lost"], [1.0])
+            broken.model.steps_seen += 1
+            broken.rescue(folder)
+            taken_up = running()
+            test_eq((taken_up.load(folder), taken_up.step), (True, 3))
+            test_eq((go_on(taken_up, 3), taken_up.memory, taken_up.model.steps_seen.item()), (losses[3:], straight.memory, 6.0))
+            broken.hold(4)
+            with warnings.catch_warnings(record=True) as heard: broken.rescue(Path(folder) / "checkpoint" / "run.json")
+            assert "step 4 could not be saved" in str(heard[-1].message)
 
 
 def test_what_we_have():

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,15 @@ from sdpo_nb.experience.feedback import Environment, check_errors, judge_all, ta
 from sdpo_nb.experience.fitting import measure
 from sdpo_nb.experience.rollouts import Sampler, Sampling, sampler_for
 from sdpo_nb.experience.successes import SuccessBuffer, task_key
-from sdpo_nb.learn.checkpoints import Running
-from sdpo_nb.learn.methods import SDPO, Method, normalizer_of, signal_fractions
+from sdpo_nb.learn.checkpoints import Running, forget, note, noted, open_folder, slim
+from sdpo_nb.learn.methods import KINDS, SDPO, Kind, Method, asks, check_given, check_numbers, judges, normalizer_of, room_in, signal_fractions, warn_of_shared, why_silent, within
 from sdpo_nb.learn.reading import attempt_readings, in_words, read, whole_groups
 from sdpo_nb.learn.teachers import EMA, MOMENTS, Teacher
 from sdpo_nb.loss.distillation import COUNTS
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-import matplotlib.pyplot as plt
+import json
 import tempfile
+import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.core.adapters import add_adapter
 from sdpo_nb.core.demo import Codebook, load_demo
@@ -34,8 +35,8 @@ from sdpo_nb.learn.methods import GRPO
 from sdpo_nb.learn.teachers import Frozen, Live, Restart, TrustRegion
 from sdpo_nb.loss.objectives import Objective
 from sdpo_nb.learn.loop import (
-    LoopConfig, check_run, Clock, backward, update, share_passed, pass_rate, teacher_pass_rate, look_at, looked,
-    rows_of, step_metrics, FREE, settings_of, steps, SILENCE, SHOWN, fit
+    LoopConfig, RUN_KINDS, check_run, Clock, backward, update, share_passed, pass_rate, teacher_pass_rate, rows_of,
+    look_at, looked, step_metrics, FREE, settings_of, steps, SILENCE, SHOWN, fit
 )
 from cells import notebook_cell
 
@@ -63,10 +64,12 @@ def test_how_long_how_much_how_fast():
             loss, metrics = backward(model, tokenizer, EMA().attach(model), method, rows, rows_per_pass, Clock())
             return loss, metrics, torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
-    # %% nbs/16_learn.loop.ipynb#d1731c76
-    with notebook_cell("nbs/16_learn.loop.ipynb", "d1731c76"):
+    # %% nbs/16_learn.loop.ipynb#fde1eab4
+    with notebook_cell("nbs/16_learn.loop.ipynb", "fde1eab4"):
         with expect_fail(ValueError, "attempts is at least 1"): LoopConfig(attempts=0)
         with expect_fail(ValueError, "a share of the steps"): LoopConfig(cooldown=2)
+        with expect_fail(ValueError, "learning_rate is a number, not '1e-5'"): LoopConfig(learning_rate="1e-5")
+        with expect_fail(ValueError, "steps is a whole number, not 2.5"): LoopConfig(steps=2.5)
         LoopConfig()
 
     # %% nbs/16_learn.loop.ipynb#a8831f34
@@ -98,6 +101,16 @@ def test_before_anything_is_trained():
             model, tokenizer, rows = attempts_of(method, feedback)
             loss, metrics = backward(model, tokenizer, EMA().attach(model), method, rows, rows_per_pass, Clock())
             return loss, metrics, torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+    # %% nbs/16_learn.loop.ipynb#e6497d48
+    with notebook_cell("nbs/16_learn.loop.ipynb", "e6497d48"):
+        class Short(Codebook):
+            def tasks(self, count): return super().tasks(count)
+
+        given = dict(environment=environment, teacher=EMA(), config=small, memory=None)
+        check_given(RUN_KINDS, **given)
+        for wrong in (dict(environment=Codebook), dict(environment=Short()), dict(teacher=EMA), dict(config=sdpo), dict(memory=8)):
+            with expect_fail(ValueError, f"{[*wrong][0]} is a"): check_given(RUN_KINDS, **given | wrong)
 
     # %% nbs/16_learn.loop.ipynb#4883a33a
     with notebook_cell("nbs/16_learn.loop.ipynb", "4883a33a"):
@@ -368,13 +381,13 @@ def test_stopped_and_taken_up_the_same_run():
                     test_eq((list(after), remembered), ([*range(stop + 1, 5)], memory))
                     assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
 
-    # %% nbs/16_learn.loop.ipynb#8afdd1d7
-    with notebook_cell("nbs/16_learn.loop.ipynb", "8afdd1d7"):
+    # %% nbs/16_learn.loop.ipynb#29f7daad
+    with notebook_cell("nbs/16_learn.loop.ipynb", "29f7daad"):
         with tempfile.TemporaryDirectory() as folder:
             tiny = replace(small, steps=1, tasks=1, attempts=2, evaluate_every=0)
             fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
             with warnings.catch_warnings(record=True) as heard:
-                test_eq(fit(*load_demo(), environment, sdpo, config=tiny, folder=folder), [])
+                test_eq([report.step for report in fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)], [1])
             assert "is at its end" in str(heard[-1].message)
             with expect_fail(ValueError, "seed was 0 and is 1"):
                 fit(*load_demo(), environment, sdpo, config=replace(tiny, seed=1), folder=folder)
@@ -389,6 +402,47 @@ def test_stopped_and_taken_up_the_same_run():
                 with expect_fail(FileNotFoundError, 'say missing_teacher="afresh"'):
                     fit(*load_demo(), environment, sdpo, config=tiny, folder=folder)
                 fit(*load_demo(), environment, sdpo, config=replace(tiny, missing_teacher="afresh"), folder=folder)
+
+    # %% nbs/16_learn.loop.ipynb#402f4156
+    with notebook_cell("nbs/16_learn.loop.ipynb", "402f4156"):
+        class Breaks(Codebook):
+            left = -1  # judgements until Ctrl-C
+            def judge(self, task, answer):
+                self.left -= 1
+                if self.left == 0: raise KeyboardInterrupt
+                return super().judge(task, answer)
+
+        def broken_off(folder, after, left):
+            def listen(report):
+                if report.step != after: return
+                if not left: raise KeyboardInterrupt
+                breaking.left = left
+
+            breaking, heard = Breaks("zeta"), []
+            try: fit(*load_demo(), breaking, sdpo, config=brief, folder=folder, on_report=[heard.append, listen])
+            except KeyboardInterrupt: return [report.step for report in heard]
+
+        def told(reports): return [repr(replace(report, seconds=0.0, phases={})) + repr(report.readings) for report in reports]
+
+        brief = replace(small, steps=5, tasks=2, attempts=2, evaluate_every=2, held_out=4, shown=1, train_tasks=16)
+        straight = fit(*load_demo(), Codebook("zeta"), sdpo, config=brief)
+        test_eq([report.step for report in straight if report.drawn], [2, 4, 5])  # of a step that was evaluated they are kept
+        for after, left, kept in ((3, 0, 3), (2, 2, 2), (3, 5, 4)):
+            with tempfile.TemporaryDirectory() as folder:
+                test_eq(broken_off(folder, after, left), [*range(after + 1)])
+                test_eq(json.loads((Path(folder) / "checkpoint" / "run.json").read_text())["step"], kept)
+                with warnings.catch_warnings(action="ignore"):
+                    for _ in "ab":
+                        again = fit(*load_demo(), Codebook("zeta"), sdpo, config=brief, folder=folder)
+                        test_eq([report.loss for report in again], [report.loss for report in straight])
+                        if left != 5: test_eq(told(again), told(straight))
+
+    # %% nbs/16_learn.loop.ipynb#fb60349b
+    with notebook_cell("nbs/16_learn.loop.ipynb", "fb60349b"):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "taken").touch()
+            with expect_fail(ValueError, "name a folder that can be written to"):
+                fit(*load_demo(), environment, sdpo, config=small, folder=Path(folder) / "taken")
 
 
 def test_nothing_to_learn_moves_nothing():
@@ -427,6 +481,15 @@ def test_nothing_to_learn_moves_nothing():
         test_eq([message.split(":")[0] for message in warned], ["3 steps without a signal"])
         test_eq(torch.equal(before, torch.cat([weight.flatten() for weight in model.parameters()])), True)
         report.metrics
+
+    # %% nbs/16_learn.loop.ipynb#a8edad34
+    with notebook_cell("nbs/16_learn.loop.ipynb", "a8edad34"):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            narrow = replace(sdpo, fitting=Fitting(12, overflow="inactive"))
+            *_, report = fit(*load_demo(), environment, narrow, config=brief)
+        assert "did not fit into 12 tokens, the question included; raise Fitting(max_tokens)" in str(heard[-1].message)
+        test_eq((report.metrics["too_long_fraction"], report.metrics["feedback_used_fraction"]), (1.0, 0.0))
 
 
 def test_an_adapter_learns_too():
@@ -575,15 +638,16 @@ def test_bad_input_stops_at_once():
         with expect_fail(ValueError, "the tokenizer has no chat template"):
             fit(model, tokenizer, environment, sdpo, config=small)
 
-    # %% nbs/16_learn.loop.ipynb#7556d9ee
-    with notebook_cell("nbs/16_learn.loop.ipynb", "7556d9ee"):
+    # %% nbs/16_learn.loop.ipynb#d439b20a
+    with notebook_cell("nbs/16_learn.loop.ipynb", "d439b20a"):
         class Chatty(Codebook):
             def judge(self, task, answer): return {"score": 0.0, "feedback": "ka " * 600}
 
         brief = replace(small, steps=1, evaluate_every=0)
-        with expect_fail(ValueError, "as SDPO(fitting=Fitting(max_tokens)) does"): fit(*load_demo(), Chatty(), sdpo, config=brief)
-        report, = fit(*load_demo(), Chatty(), replace(sdpo, fitting=Fitting(480)), config=brief)
-        test_eq((report.metrics["signal_fraction"], report.metrics["too_long_fraction"]), (1.0, 0.0))
+        drawn = []
+        report, = fit(*load_demo(), Chatty(), sdpo, config=brief, on_report=lambda report: drawn.extend(report.drawn))
+        test_eq(report.metrics["signal_fraction"], 1.0)
+        assert drawn and all("[... cut ...]" in attempt.view.feedback for attempt in drawn)
 
     # %% nbs/16_learn.loop.ipynb#92a25493
     with notebook_cell("nbs/16_learn.loop.ipynb", "92a25493"):

@@ -14,12 +14,12 @@ from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_p
 from sdpo_nb.experience.rewards import Rewards, across_processes, combined
 from sdpo_nb.experience.rollouts import Sampling, StaticSampler
 from sdpo_nb.learn.config import SDPOConfig, in_our_words
-from sdpo_nb.learn.hosting import as_asked, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, widen_adapter, widen_head
+from sdpo_nb.learn.hosting import as_asked, check_data, check_rewards, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, widen_adapter, widen_head
 from sdpo_nb.learn.inputs import batch_of, learned_mask, teacher_inputs
 from sdpo_nb.learn.inside import open_up, read_inside, untouched
 from sdpo_nb.learn.loop import Clock
 from sdpo_nb.learn.measures import Meter, pass_at
-from sdpo_nb.learn.methods import SDPO
+from sdpo_nb.learn.methods import SDPO, within
 from sdpo_nb.learn.reading import read
 from sdpo_nb.learn.selves import FullCopy, unwrapped
 from sdpo_nb.learn.teachers import Frozen
@@ -194,11 +194,14 @@ def test_what_is_refused():
             trainer.model.train()
             return trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(trainer.num_generations)])
 
-    # %% nbs/16f_learn.taught.ipynb#4f469f62
-    with notebook_cell("nbs/16f_learn.taught.ipynb", "4f469f62"):
+    # %% nbs/16f_learn.taught.ipynb#0d1c720c
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "0d1c720c"):
         mute = lambda completions, **columns: [0.0] * len(completions)
         with expect_fail(ValueError, "args is an SDPOConfig"): TaughtTrainer(load_demo()[0], mute, GRPOConfig(bf16=False, use_cpu=True))
         with expect_fail(ValueError, "a third copy beside student and teacher"): taught(kl_to_base=0.1)
+        with expect_fail(ValueError, "by as_reward(environment)"): taught(rewards=environment)
+        with expect_fail(ValueError, "give Dataset.from_list(rows)"): TaughtTrainer(load_demo()[0], mute, train_dataset=[{"prompt": "?"}])
+        with expect_fail(ValueError, "take what it needs, and **others"): attempted(taught(rewards=lambda prompts, completions: [0.0]))
         with expect_fail(ValueError, "not with vLLM, tools"): taught(teacher="trust_region", eval_teacher=True)
         with expect_fail(ValueError, "weights of float16 cannot be trained"):
             narrow, tokenizer = load_demo("cpu")

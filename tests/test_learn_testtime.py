@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from sdpo_nb.core.records import Feedback, Message, Rollout, Task
-from sdpo_nb.experience.feedback import ERRORS, Environment, judge_all
+from sdpo_nb.experience.feedback import Environment, check_errors, judge_all
 from sdpo_nb.experience.judging import EndpointError, LLMJudge, NoEndpoint, Trouble, key_from
 from sdpo_nb.experience.prompting import Parts, Prompting, shown
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
-from sdpo_nb.learn.loop import SILENCE, Clock, LoopConfig, check_run, rows_of, update
-from sdpo_nb.learn.methods import SDPO, Method
+from sdpo_nb.learn.loop import RUN_KINDS, SILENCE, Clock, LoopConfig, check_run, rows_of, update
+from sdpo_nb.learn.methods import SDPO, Kind, Method, check_given, check_numbers, judges, room_in, takes, why_silent
 from sdpo_nb.learn.selves import counted, put, whole
 from sdpo_nb.learn.teachers import EMA, Teacher
 from sdpo_nb.loss.objectives import Objective
@@ -33,8 +33,8 @@ from sdpo_nb.experience.environments import TaskSet
 from sdpo_nb.learn.loop import fit
 from sdpo_nb.learn.methods import GRPO
 from sdpo_nb.learn.testtime import (
-    Try, Search, SearchConfig, Answer, Answerer, seek, best_of, AGAIN, continued, multi_turn, refine, ServerSampler,
-    TEST_TIME, put_back, solve, found_within, discovery
+    Try, Search, SearchConfig, Answer, Answerer, SEARCH_KINDS, seek, best_of, AGAIN, continued, multi_turn, refine,
+    ServerSampler, TEST_TIME, put_back, solve, found_within, discovery
 )
 from cells import notebook_cell
 
@@ -75,8 +75,8 @@ def test_a_search_is_its_attempts():
     with notebook_cell("nbs/18_learn.testtime.ipynb", "7eebd533"):
         fast = dict(learning_rate=1e-3, sampling=Sampling(max_new_tokens=20))  # what suits a model of a million parameters
 
-    # %% nbs/18_learn.testtime.ipynb#d4a9198f
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "d4a9198f"):
+    # %% nbs/18_learn.testtime.ipynb#962d296a
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "962d296a"):
         task = Task.ask("What is 6 times 7?", answer="42")
         tries = [(1, "36", 0.0), (1, "41", 0.5), (2, "48", 0.0), (2, "40", 0.5)]
         search = Search(task, tuple(Try(number, task.messages, text, Feedback(score)) for number, text, score in tries))
@@ -85,6 +85,7 @@ def test_a_search_is_its_attempts():
         test_eq((Search(task).best, Search(task).rounds()), (None, []))
         lenient = replace(search, success=0.5)
         test_eq((lenient.is_solved, lenient.found_at), (True, 2))
+        test_eq(str(lenient), "solved by attempt 2, 4 made; the best: `40`")
         lenient
 
 
@@ -491,12 +492,20 @@ def test_what_was_learned_may_stay_or_go():
         test_eq((search.is_solved, list(adapted.peft_config)), (True, ["student"]))
         search
 
-    # %% nbs/18_learn.testtime.ipynb#72407142
-    with notebook_cell("nbs/18_learn.testtime.ipynb", "72407142"):
+    # %% nbs/18_learn.testtime.ipynb#18096c82
+    with notebook_cell("nbs/18_learn.testtime.ipynb", "18096c82"):
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             solve(*load_demo(), Codebook("omega", "none"), hard.tasks(1)[0], SearchConfig(64, 8), **fast)
         test_eq([str(one.message).split(":")[0] for one in heard], ["3 rounds without a signal"])
+        model, tokenizer = load_demo()
+        for wrong in (("a question",), (task, LoopConfig())):
+            with expect_fail(ValueError, "is a "): solve(model, tokenizer, hard, *wrong)
+            with expect_fail(ValueError, "is a "): best_of(sampler_for(model, tokenizer), hard, *wrong)
+        with expect_fail(ValueError, "model is a model, the first of what load_model gives"): solve(tokenizer, model, hard, task)
+        with expect_fail(ValueError, "such as sampler_for(model, tokenizer)"): multi_turn(model, hard, task)
+        with expect_fail(ValueError, "not the class Codebook"): refine(sampler_for(model, tokenizer), Codebook, task)
+        with expect_fail(ValueError, "learning_rate is a number, not '1e-6'"): solve(model, tokenizer, hard, task, learning_rate="1e-6")
         with expect_fail(ValueError, "use attempts=2 or more"):
             solve(model, tokenizer, hard, task, SearchConfig(attempts=1), GRPO(), **fast)
         with expect_fail(ValueError, "do not fit the model's context of 512"):

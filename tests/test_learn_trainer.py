@@ -15,6 +15,7 @@ from sdpo_nb.learn.hosting import last_whole_checkpoint
 from sdpo_nb.learn.inputs import Slices, batch_of, counts, dealt, divisor_in
 from sdpo_nb.learn.inside import read_inside
 from sdpo_nb.learn.measures import peak_memory
+from sdpo_nb.learn.methods import why_silent
 from sdpo_nb.learn.reading import read
 from sdpo_nb.learn.selves import unwrapped, whole
 from sdpo_nb.learn.taught import TaughtTrainer
@@ -164,6 +165,18 @@ def test_silence_moves_nothing():
             warnings.simplefilter("always")
             trainer(rewards=mute, max_steps=4, dead_signal_steps=2).train()
         test_eq([str(one.message) for one in caught if "without a signal" in str(one.message)], [f"2 rollouts without a signal: {SDPO.silence}"])
+
+    # %% nbs/17_learn.trainer.ipynb#35477464
+    with notebook_cell("nbs/17_learn.trainer.ipynb", "35477464"):
+        narrow = trainer(max_steps=2, dead_signal_steps=2, max_reprompt_length=14, logging_strategy="steps", logging_steps=1)
+        narrow.remove_callback(PrinterCallback)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            narrow.train()
+        why, = [str(one.message) for one in caught if "without a signal" in str(one.message)]
+        test_eq(why.split("; ")[1], "raise max_reprompt_length, or say it shorter")
+        shares = [narrow.state.log_history[0][f"sdpo/{name}_fraction"] for name in ("feedback_available", "too_long", "feedback_used")]
+        test_eq((shares[0] > 0.5, shares[1] > 0.5, shares[2]), (True, True, 0.0))
 
 
 def test_the_teacher_is_examined():

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #dcd05d3b
+# %% ../../nbs/16f_learn.taught.ipynb #d8f83115
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +26,8 @@ from ..experience.rollouts import Sampling, StaticSampler
 from .config import SDPOConfig, in_our_words
 from sdpo_nb.learn.hosting import (
     as_asked,
+    check_data,
+    check_rewards,
     check_text_only,
     check_unsloth,
     has_known_head,
@@ -39,7 +41,7 @@ from .inputs import batch_of, learned_mask, teacher_inputs
 from .inside import open_up, read_inside, untouched
 from .loop import Clock
 from .measures import Meter, pass_at
-from .methods import SDPO
+from .methods import SDPO, within
 from .reading import read
 from .selves import FullCopy, unwrapped
 from .teachers import Frozen
@@ -59,7 +61,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #a263d37f
+# %% ../../nbs/16f_learn.taught.ipynb #7229e4bc
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -83,6 +85,9 @@ class TaughtTrainer(GRPOTrainer):
         args = SDPOConfig() if args is None else args
         if not isinstance(args, SDPOConfig):
             raise ValueError(f"args is an SDPOConfig, which takes all that a {type(args).__name__} does and more")
+        if environment_factory is None:
+            check_rewards(reward_funcs)
+            check_data(train_dataset)
         if args.enabled: check_text_only(processing_class, train_dataset, eval_dataset)
         check_unsloth(type(self), model, peft_config)
         if trl.GRPOTrainer is not GRPOTrainer:
@@ -118,10 +123,8 @@ class TaughtTrainer(GRPOTrainer):
             raise ValueError(
                 "virtual tokens would be read as part of the prompt; train an adapter of another kind, such as LoRA"
             )
-        room, fitting = context_length(student), self.method.fitting
-        if room and fitting:  # a view is cut to what the model can read, the attempt included
-            room = min(fitting.max_tokens, max(1, room - args.max_completion_length))
-            self.method = replace(self.method, fitting=replace(fitting, max_tokens=room))
+        room = context_length(student)
+        if room and self.method.fitting: self.method = within(self.method, room - args.max_completion_length)
         with untouched(student), in_our_words(KEPT): self.teacher = args.make_teacher().attach(student)
         self.base = self.base_of(student) if args.kl_to_base else None
         for kept in {self.teacher, self.base} - {None}: kept.prepare(self.make_reader)
@@ -333,8 +336,15 @@ class TaughtTrainer(GRPOTrainer):
             found[f"judged_{name}"] = sum(values) / (len(said) if name == JUDGE_ERROR else len(values))
         if found.get(f"judged_{JUDGE_ERROR}") == 1:
             warnings.warn(f"all {len(said)} attempts went without a judge. {said[0].text}".rstrip(), stacklevel=2)
+        if self.method.fitting:
+            share = lambda flags: sum(map(bool, flags)) / len(own)
+            found |= {
+                "too_long_fraction": share(view.is_too_long for view in own),
+                "success_sample_fraction": share(view.demonstration is not None for view in own),
+                "feedback_used_fraction": share(view.feedback for view in own),
+                "reprompt_sample_fraction": share(view.active for view in own),
+            }
         self.meter.add(found | pass_at(passed, attempts.groups))
-        if self.method.fitting: self.meter.add({"too_long_fraction": sum(view.is_too_long for view in own) / len(own)})
         if not self.log_completions: return
         shown = [self._tokenizer.decode(ids) if view.active else "" for view, ids in zip(own, tokens)]
         self._logs["extra"]["sdpo/teacher_prompt"].extend(across_processes(shown)[0])

@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.trainer.html.md"""
 # %% auto #0
 __all__ = ['FIXED', 'Follow', 'Onlooker', 'SDPOTrainer']
 
-# %% ../../nbs/17_learn.trainer.ipynb #090ddd67
+# %% ../../nbs/17_learn.trainer.ipynb #2b37beb3
 import json
 import math
 import time
@@ -25,6 +25,7 @@ from .hosting import last_whole_checkpoint
 from .inputs import Slices, batch_of, counts, dealt, divisor_in
 from .inside import read_inside
 from .measures import peak_memory
+from .methods import why_silent
 from .reading import read
 from .selves import unwrapped, whole
 from .taught import TaughtTrainer
@@ -65,7 +66,7 @@ FIXED = (  # what a run that goes on must share with the one that was stopped
     "num_generations", "success_buffer",
 )
 
-# %% ../../nbs/17_learn.trainer.ipynb #55853e51
+# %% ../../nbs/17_learn.trainer.ipynb #b203185e
 class SDPOTrainer(TaughtTrainer):
     "TRL's `GRPOTrainer`, with SDPO's loss and its teacher."
 
@@ -109,7 +110,9 @@ class SDPOTrainer(TaughtTrainer):
         self.meter.add({"signal_fraction": rows / self.args.generation_batch_size, "active_rows": rows})
         self._silent = -1 if rows or self._silent < 0 else self._silent + 1
         if self._silent == self.args.dead_signal_steps:
-            warnings.warn(f"{self._silent} rollouts without a signal: {self.method.silence}", stacklevel=2)
+            is_too_long = any(view.is_too_long for view in self.newest["train"][2])
+            why = why_silent(self.method, is_too_long, "max_reprompt_length")
+            warnings.warn(f"{self._silent} rollouts without a signal: {why}", stacklevel=2)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         "One slice; a step none of whose slices has anything to say ends without moving anything."

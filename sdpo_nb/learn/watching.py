@@ -149,7 +149,7 @@ def look_at(
         passed = [score >= threshold for score in trainer.newest["eval"][0].rewards]
     return read, sum(passed) / len(passed)
 
-# %% ../../nbs/17a_learn.watching.ipynb #2604cb41
+# %% ../../nbs/17a_learn.watching.ipynb #bdd71078
 class Watch(Onlooker):
     "Reports a trainer's steps, and now and then what both readers think."
 
@@ -182,7 +182,8 @@ class Watch(Onlooker):
         "The model as it came."
         slices = args.gradient_accumulation_steps * args.per_device_train_batch_size * args.world_size
         self.is_on, self.per_step = True, slices // getattr(args, "num_iterations", 1)
-        self.last, self.first, self.cost = None, state.global_step, 0.0
+        known = [one for one in reports_of(state.log_history, self.per_step) if one.step == state.global_step]
+        self.last, self.first, self.cost = known[0] if known else None, state.global_step, 0.0
         self.look_again(state)
         self.began, self.spent = time.perf_counter(), 0.0  # what was looked at before it began is not its time
 

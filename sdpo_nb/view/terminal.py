@@ -8,7 +8,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/view.terminal.html.md"""
 __all__ = ['LEGEND', 'COLOURS', 'sparkline', 'duration', 'figures', 'plain_line', 'frame', 'LiveDisplay', 'token_text',
            'attempt_text', 'attempts_text']
 
-# %% ../../nbs/22_view.terminal.ipynb #4a00bf3a
+# %% ../../nbs/22_view.terminal.ipynb #65a52bad
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +48,7 @@ def duration(
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-# %% ../../nbs/22_view.terminal.ipynb #84034b57
+# %% ../../nbs/22_view.terminal.ipynb #3f448a55
 def figures(
     reports: Sequence[StepReport],  # the run so far; at least one
     steps: int,  # how many it is to have
@@ -55,14 +56,17 @@ def figures(
 ) -> dict[str, str]:
     "What is worth a glance after a step, by name."
     report, recent = reports[-1], reports[-10:]
-    shown = {"pass rate": percent(report.pass_rate)}
+    shown = {"pass rate": percent(report.pass_rate)} if report.step and math.isfinite(report.pass_rate) else {}
     for name, value in (("held-out", "held_out"), ("teacher", "teacher_pass_rate")):
-        if points := curve(reports, value): shown[name] = percent(points[-1][1])
+        if told := [one for one in reports if curve([one], value)]:
+            when = "" if told[-1] is report else f" (step {told[-1].step})"
+            shown[name] = percent(curve(told[-1:], value)[0][1]) + when
     if report.step and report.loss == report.loss: shown["loss"] = f"{report.loss:z.4f}"
     spent = sum(report.seconds for report in recent)
     if spent > 0: shown["tokens/s"] = f"{sum(report.tokens for report in recent) / spent:,.0f}"
     done = report.step - max(0, reports[0].step - 1)  # a resumed run begins in the middle
-    if done > 0 and report.step < steps: shown["left"] = duration(elapsed / done * (steps - report.step))
+    if done > 0 and report.step < steps:  # what a resumed run was told of its past took no time
+        shown["left"] = duration(max(elapsed / done, spent / len(recent)) * (steps - report.step))
     return shown
 
 # %% ../../nbs/22_view.terminal.ipynb #066c4814
