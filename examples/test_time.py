@@ -32,11 +32,9 @@ PROBLEM = {
 def main() -> None:
     options = parser.parse_args()
     from sdpo_nb import (
-        EMA, Codebook, CodeTests, Prompting, Sampling, SearchConfig, TaskSet, best_of, load_demo, load_model, refine,
-        solve,
+        EMA, Codebook, CodeTests, Prompting, Sampling, SearchConfig, TaskSet, add_adapter, best_of, load_demo,
+        load_model, refine, sampler_for, solve,
     )
-    from sdpo_nb.core.adapters import add_adapter
-    from sdpo_nb.experience.rollouts import sampler_for
 
     if options.demo:
         (model, tokenizer), environment = load_demo(), Codebook("omega")  # says what would have been right

@@ -25,10 +25,9 @@ def main() -> None:
     else: parser.error('Unsloth is not installed; run: pip install "sdpo-nb[unsloth,quant]"')
     from datasets import Dataset, load_dataset
     from sdpo_nb import (
-        Codebook, Numbers, SDPOTrainer, TaskSet, WidgetCallback, as_reward, as_rows, colab_t4, load_demo, load_model,
-        reports_of,
+        Codebook, Numbers, SDPOTrainer, TaskSet, WidgetCallback, add_adapter, as_reward, as_rows, colab_t4, load_demo,
+        load_model, reports_of,
     )
-    from sdpo_nb.core.adapters import add_adapter
     from sdpo_nb.core.demo import DEMO
     from sdpo_nb.learn.hosting import last_whole_checkpoint
     from sdpo_nb.learn.presets import demo

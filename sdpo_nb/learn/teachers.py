@@ -297,7 +297,7 @@ class EMA(Teacher):
         check_moment(every)
         if kept.dtype in NARROW:
             raise ValueError(
-                "an average in 16 bits never moves: its steps are smaller than its rounding; leave the dtype out"
+                "an average in 16 bits hardly moves: most of its steps are smaller than its rounding; leave the dtype out"
             )
         self.rate, self.every, self.kept = rate, every, kept
 
