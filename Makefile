@@ -45,7 +45,7 @@ test-browser: .venv/.browser  ## Look at reports and notebooks with Chromium; wi
 
 test-zero3: .venv/.dev  ## Run the test of DeepSpeed's third stage, with DeepSpeed in a folder that nothing else sees.
 	@$(PIP) --upgrade --no-deps --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
-	@PYTHONPATH=.venv/deepspeed $(QUIET) $(BIN)/python -m pytest --quiet tests/test_teachers.py tests/test_trainer_processes.py -k zero_3
+	@PYTHONPATH=.venv/deepspeed TORCH_EXTENSIONS_DIR=$(CURDIR)/.venv/deepspeed/built $(QUIET) $(BIN)/python -m pytest --quiet tests/test_teachers.py tests/test_trainer_processes.py -k zero_3
 
 test-unsloth: .venv/.unsloth  ## Run the trainer beside Unsloth, in folders that nothing else sees.
 	@PYTHONPATH=$(CURDIR)/.venv/unsloth:$(CURDIR)/.venv/era $(QUIET) $(BIN)/python -m pytest --quiet tests/test_unsloth_compat.py $(ARGS)
