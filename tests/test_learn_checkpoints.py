@@ -244,8 +244,8 @@ def test_a_step_that_breaks_off():
                 losses.append(loss.item())
             return losses
 
-    # %% nbs/15b_learn.checkpoints.ipynb#c530317e
-    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "c530317e"):
+    # %% nbs/15b_learn.checkpoints.ipynb#21721385
+    with notebook_cell("nbs/15b_learn.checkpoints.ipynb", "21721385"):
         straight = running()
         losses = go_on(straight, 6)
         with tempfile.TemporaryDirectory() as folder:
@@ -261,6 +261,11 @@ def test_a_step_that_breaks_off():
             broken.hold(4)
             with warnings.catch_warnings(record=True) as heard: broken.rescue(Path(folder) / "checkpoint" / "run.json")
             assert "step 4 could not be saved" in str(heard[-1].message)
+            broken.optimizer.step()  # and the teacher has not followed
+            with warnings.catch_warnings(record=True) as heard: broken.rescue(folder)
+            assert "and 3 is the last: the weights are on their way to step 5" in str(heard[-1].message)
+            again = running()
+            test_eq((again.load(folder), again.step), (True, 3))
 
 
 def test_what_we_have():

@@ -17,7 +17,7 @@ from sdpo_nb.view.style import example_run
 from sdpo_nb.view.report import (
     Line, curve_lines, round_steps, Frame, axes_svg, line_svg, curve_svg, key_html, numbers_html, curve_html,
     phases_html, settings_html, Point, before_after, when_text, header_html, page_html, write_page, section_html,
-    LENS_LEAD, write_report
+    LENS_LEAD, LENS_WORDS, words_html, write_report
 )
 from cells import notebook_cell
 
@@ -95,13 +95,14 @@ def test_the_page():
         page = page_html("a <title>", tag("p", "hello"))
         assert "<title>a &lt;title&gt;</title>" in page and page.count("</script>") == 1
 
-    # %% nbs/21_view.report.ipynb#ca6f1912
-    with notebook_cell("nbs/21_view.report.ipynb", "ca6f1912"):
+    # %% nbs/21_view.report.ipynb#0c684726
+    with notebook_cell("nbs/21_view.report.ipynb", "0c684726"):
         runs = {"SDPO": example_run(), "GRPO": example_run(200)}
         with tempfile.TemporaryDirectory() as folder:
             path = write_report(Path(folder) / "report.html", runs, title="SDPO on omega", settings={"steps": 40})
             page = path.read_text(encoding="utf-8")
         assert not re.search(r"(src|href)=|url\(|@import|https?://", page)
+        assert all(f"<b>{word}</b>: " in page for word in LENS_WORDS)
         f"{len(page.encode()) / 1024:.0f} kB"
 
     # %% nbs/21_view.report.ipynb#4af67477

@@ -26,7 +26,7 @@ from .teachers import Teacher
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../../nbs/15b_learn.checkpoints.ipynb #f261192f
+# %% ../../nbs/15b_learn.checkpoints.ipynb #78640b6a
 @dataclass
 class Running:
     "Everything that changes while a model is trained."
@@ -40,6 +40,7 @@ class Running:
     step: int = 0  # updates so far
     saved: int = 0  # of which so many are in the folder
     held: dict[str, Any] = field(default_factory=dict)  # luck and memory at the end of the last whole step
+    moves: float = 0.0  # of the weights, at that end
 
     def changing(self) -> dict[str, torch.Tensor]:
         "What changes in the student, by name: its trained weights, and what it counts."
@@ -53,12 +54,16 @@ class Running:
         memory = None if self.memory is None else self.memory.state_dict()
         return {"luck": luck, "counts": counts, "chance": self.chance.getstate(), "memory": memory}
 
+    def moved(self) -> float:
+        "How often the optimizer has moved a weight; it counts before it moves."
+        return sum(float(one["step"]) for one in self.optimizer.state.values())
+
     def hold(
         self,
         step: int,  # that is whole now
     ) -> None:
         "Keep at hand what the next step changes first: where it breaks off before it moves a weight, this one is saved."
-        self.step, self.held = step, self.state()
+        self.step, self.held, self.moves = step, self.state(), self.moved()
 
     def rescue(
         self,
@@ -66,7 +71,9 @@ class Running:
     ) -> None:
         "Save on the way out; what is on its way is an exception, and a failure to save does not take its place."
         if self.step == self.saved: return
-        try: self.save(folder)
+        try:
+            if self.moved() != self.moves: raise RuntimeError(f"the weights are on their way to step {self.step + 1}")
+            self.save(folder)
         except Exception as error:
             warnings.warn(f"step {self.step} could not be saved in {folder}, and {self.saved} is the last: {error}", stacklevel=3)
 

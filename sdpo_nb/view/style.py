@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/18a_view.style.ipynb #74ce07a9
+# %% ../../nbs/18a_view.style.ipynb #409ed271
 def example_token(
     token: str,  # what was said
     student: Mapping[str, float],  # the student's probability of each candidate
@@ -39,10 +39,11 @@ def example_token(
     def entropy(*shares): return -sum(p * math.log(p) for p in shares if p > 0)
     rest, teacher_rest = (max(1e-4, 1 - sum(opinion.values())) for opinion in (student, teacher))
     pairs = [(p, teacher.get(code, 1e-4)) for code, p in student.items() if p > 0] + [(rest, teacher_rest)]
-    divergence = max(0.0, sum(p * math.log(p / q) for p, q in pairs))
+    kl = max(0.0, sum(p * math.log(p / q) for p, q in pairs))
+    divergence = max(0.0, sum(p * math.log(2 * p / (p + q)) + q * math.log(2 * q / (p + q)) for p, q in pairs) / 2)
     logp, teacher_logp = (math.log(opinion.get(token, 1e-4)) for opinion in (student, teacher))
     entropies = entropy(*student.values(), rest), entropy(*teacher.values(), teacher_rest)
-    return TokenReading(token, logp, teacher_logp, divergence, top(student), top(teacher), *entropies, divergence)
+    return TokenReading(token, logp, teacher_logp, divergence, top(student), top(teacher), *entropies, kl)
 
 # %% ../../nbs/18a_view.style.ipynb #8444ae8a
 BOOK = {"ka": "Q", "so": "M", "be": "P"}  # the right codes
