@@ -77,15 +77,15 @@ def test_beside_the_plain_loop():
             trainer.train()
             return trainer
 
-    # %% nbs/25_run.live.ipynb#a8fa1a22
-    with notebook_cell("nbs/25_run.live.ipynb", "a8fa1a22"):
+    # %% nbs/25_run.live.ipynb#40b1ba38
+    with notebook_cell("nbs/25_run.live.ipynb", "40b1ba38"):
         model, tokenizer = load_demo("cpu")
-        watched = WidgetCallback(steps=4)
+        watched = WidgetCallback()
         size = replace(DEMO_SIZE, steps=4, evaluate_every=2, held_out=16)
         with redirect_stdout(io.StringIO()):
             fit(model, tokenizer, environment, METHODS["sdpo"], config=size, on_report=watched)
         lens, monitor = watched.widgets
-        test_eq(([step for step, _ in lens.pieces], len(monitor.reports)), ([0, 2, 4], 5))
+        test_eq(([step for step, _ in lens.pieces], len(monitor.reports), monitor.steps), ([0, 2, 4], 5, 4))
 
 
 def test_stopped_by_hand():

@@ -414,7 +414,7 @@ def steps(
 SILENCE = 3  # steps after which a run without a signal is announced
 SHOWN = 16  # of a step's own attempts, how many a report carries
 
-# %% ../../nbs/16_learn.loop.ipynb #ebd05577
+# %% ../../nbs/16_learn.loop.ipynb #6c6a3ed4
 def fit(
     model: "PreTrainedModel",  # the student; it is changed
     tokenizer: "PreTrainedTokenizerBase",  # its tokenizer
@@ -424,14 +424,16 @@ def fit(
     config: LoopConfig = LoopConfig(),  # the size of the run
     memory: SuccessBuffer | None = None,  # what succeeded earlier, shown to those who fail; it grows
     folder: str | Path | None = None,  # keeps checkpoints; a run that was stopped there goes on
-    on_report: Callable[[StepReport], None] | Sequence[Callable[[StepReport], None]] = (),  # told of each step; closed
+    on_report: Callable[[StepReport], None] | Sequence[Callable[[StepReport], None]] = (),  # told of each step
 ) -> list[StepReport]:  # of the whole run, with those of before it was stopped
     "Train to the end, and keep the reports."
     told, reports, silent = [on_report] if callable(on_report) else [*on_report], [], 0
     for one in told: check_given(RUN_KINDS, on_report=one)
     run = steps(model, tokenizer, environment, method, teacher, config, memory, folder)
     with ExitStack() as ending, closing(run):
-        for one in told: ending.callback(getattr(one, "close", lambda: None))
+        for one in told:
+            getattr(one, "expect", lambda steps: None)(config.steps)
+            ending.callback(getattr(one, "close", lambda: None))
         for report in run:
             for one in told: one(report)
             reports.append(slim(report))

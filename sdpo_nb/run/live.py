@@ -21,7 +21,7 @@ from ..view.widgets import TokenLens, TrainingMonitor, Widget
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
-# %% ../../nbs/25_run.live.ipynb #23fc1705
+# %% ../../nbs/25_run.live.ipynb #c4fd7d5a
 PRINTERS = PrinterCallback, ProgressCallback, NotebookProgressCallback  # of transformers
 
 
@@ -32,12 +32,11 @@ class WidgetCallback(Watch):
         self,
         widgets: Sequence[Widget] | None = None,  # who is told of each step; a lens and a monitor when not given
         title: str = "Training",  # what runs
-        steps: int = 0,  # how many the run is to have; a trainer says so itself
         is_notebook: bool | None = None,  # show widgets, or a few lines of text; None: whichever can be seen here
         **watching: Any,  # shown, every, share, k and drawn: as for `Watch`
     ):
         super().__init__(self, **watching)
-        self.title, self.steps, self.given = title, steps, widgets
+        self.title, self.steps, self.given = title, 0, widgets
         self.is_notebook = shows_widgets() if is_notebook is None else is_notebook
         self.widgets: list[Widget] = []  # those of the last run
         self.is_open, self.display = False, None
@@ -61,8 +60,15 @@ class WidgetCallback(Watch):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         "Show what there is, and the model as it came."
-        self.steps = state.max_steps
+        self.expect(state.max_steps)
         super().on_train_begin(args, state, control, **kwargs)
+
+    def expect(
+        self,
+        steps: int,  # that the run is to have
+    ) -> None:
+        "Know where the end is."
+        self.steps = steps
 
     def open(self) -> None:
         "Show what there is."
