@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser test-zero3 test-unsloth test-colab test-era test-matrix export run-notebooks docs bench release-check demo-model clean
+.PHONY: help demo test drift test-slow test-browser test-zero3 test-unsloth test-colab test-era test-matrix export run-notebooks docs bench release-check demo-model clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +28,17 @@ help:  ## List the targets.
 demo: .venv/.package  ## Train the embedded model and write report.html; options in ARGS="--method grpo --steps 20".
 	@$(BIN)/sdpo-nb demo $(ARGS)
 
-test: .venv/.dev  ## Run every check and test that needs no GPU and no network.
-	@$(BIN)/python tools/sync_settings.py --check
-	@$(BIN)/python tools/layers.py > /dev/null
-	@$(BIN)/python tools/make_readme.py --check
+test: .venv/.dev  ## Run every check and test that needs no GPU and no network; some of pytest's alone: ARGS=tests/test_core_text.py.
+	@$(if $(ARGS),,$(BIN)/python tools/sync_settings.py --check)
+	@$(if $(ARGS),,$(BIN)/python tools/layers.py > /dev/null)
+	@$(if $(ARGS),,$(BIN)/python tools/drift.py)
 	@echo "== pytest: the chapters' lessons as tests, and those written by hand"
 	@$(QUIET) $(BIN)/python -m pytest --quiet -rs -n $(WORKERS) --dist loadfile $(ARGS)
-	@echo "== nbdev-test: the notebooks that are no chapters, and have no tests of their own"
-	@$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^01_quickstart|^[0-9]+[a-z]*_.+[.].+[.]' --n-workers $(WORKERS)
+	@$(if $(ARGS),,echo "== nbdev-test: the notebooks that are no chapters, and have no tests of their own")
+	@$(if $(ARGS),,$(QUIET) MPLBACKEND=Agg $(BIN)/nbdev-test --skip-file-re '^01_quickstart|^[0-9]+[a-z]*_.+[.].+[.]' --n-workers $(WORKERS))
+
+drift: .venv/.dev  ## Refuse generated files that differ from their notebooks, and files that are neither committed nor ignored.
+	@$(BIN)/python tools/drift.py --committed
 
 test-slow: .venv/.dev  ## Run the tests that take minutes: runs that are stopped at any moment.
 	@$(QUIET) $(BIN)/python -m pytest --quiet -m "slow and not gpu and not net and not browser" $(ARGS)
@@ -72,8 +75,8 @@ run-notebooks: .venv/.dev  ## Run the notebooks and keep their outputs.
 
 docs: .venv/.dev  ## Build the site into _docs, with Quarto where it is installed; refuse what a reader would stumble over.
 	@$(QUIET) PYTHONPATH=. $(BIN)/python -c "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True)"
-	@if command -v quarto >/dev/null; then $(BIN)/python -m tools.make_site --check && PYTHONPATH=. $(BIN)/nbdev-docs; \
-	  else $(BIN)/python -m tools.make_site; fi
+	@if command -v quarto >/dev/null; then $(BIN)/python -m tools.make_site --check && PYTHONPATH=. $(BIN)/nbdev-docs && \
+	  $(BIN)/python -m tools.make_site --finish _docs; else $(BIN)/python -m tools.make_site; fi
 
 bench: .venv/.package  ## Measure seconds, memory and learning beside TRL, minutes; one, at length: BENCH=step ARGS=--long.
 	@for name in $(BENCH); do echo "== $$name"; \
@@ -85,8 +88,8 @@ release-check: .venv/.dev  ## Build sdist and wheel, install each afresh, run wh
 demo-model: .venv/.package  ## Make the embedded model again from its recipe: one thread, minutes.
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/demo_model.py $(ARGS)
 
-clean:  ## Remove what the other targets made, save .venv.
-	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .mypy_cache .hypothesis report.html
+clean:  ## Remove what the other targets, the README's examples and those in examples/ made, runs included; not .venv.
+	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .mypy_cache .hypothesis run run_* report.html compared.html lens.html
 
 .venv/.python:
 	@$(PYTHON) -c "import sys, ensurepip, venv; assert sys.version_info >= (3, 11)" 2>/dev/null || \
@@ -100,7 +103,7 @@ clean:  ## Remove what the other targets made, save .venv.
 	@touch $@
 
 .venv/.package: .venv/.torch settings.ini
-	@echo "== installing sdpo-nb (a minute, once)"
+	@echo "== installing sdpo-nb (minutes, once)"
 	@$(PIP) --editable . && touch $@
 
 .venv/.dev: .venv/.torch settings.ini
@@ -108,17 +111,17 @@ clean:  ## Remove what the other targets made, save .venv.
 	@$(PIP) --editable '.[dev]' && touch $@ .venv/.package
 
 .venv/.browser: .venv/.dev
-	@echo "== installing playwright and two Jupyters (a minute, once)"
+	@echo "== installing playwright and two Jupyters (minutes, once)"
 	@$(PIP) --editable '.[browser]' && touch $@
 
 .venv/.era: .venv/.dev
-	@echo "== installing $(ERA)"
+	@echo "== installing $(ERA) (minutes, once)"
 	@$(PIP) --upgrade --no-deps --target .venv/era $(patsubst %,'%',$(ERA)) && touch $@
 
 .venv/.unsloth: .venv/.era
-	@echo "== installing $(UNSLOTH)"
+	@echo "== installing $(UNSLOTH) (minutes, once)"
 	@$(PIP) --upgrade --no-deps --target .venv/unsloth $(UNSLOTH) && touch $@
 
 .venv/.colab: .venv/.dev
-	@echo "== installing $(COLAB)"
+	@echo "== installing $(COLAB) (minutes, once)"
 	@$(PIP) --upgrade --no-deps --target .venv/colab $(patsubst %,'%',$(COLAB)) && touch $@

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from browsing import HERE, ROOT, faint_texts, hidden_width, need, shot
+from sdpo_nb.view.lens import snapshot
+
+from tools import make_site
 
 pytestmark = pytest.mark.browser
 PROC = "from nbdev import quarto; quarto.refresh_quarto_yml(); quarto.proc_nbs(force=True, n_workers=0)"
@@ -107,7 +110,7 @@ def test_the_first_page_can_be_read_without_a_script(open_page, address):
     page = open_page(address, java_script_enabled=False)
     assert page.locator("h1").inner_text().startswith("sdpo-nb") and page.locator("article img").first.is_visible()
     words = page.locator("article").inner_text()
-    assert "held-out accuracy: 0% before" in words and "pip install" in words
+    assert "held-out pass rate: 0% before" in words and "pip install" in words
     assert page.locator(".md-sidebar--primary a:visible").count() and page.locator(".md-tabs a").count() >= 4
     shot(page, "site_no_script")
 
@@ -144,6 +147,18 @@ def test_the_dark_mode_is_a_switch_that_widgets_follow(open_page, address):
     page.locator("label[for^=__palette]:visible").click()
     page.wait_for_function("document.body.dataset.mdColorScheme === 'slate'")
     assert all(old != new for old, new in zip(before, papers()))
+
+
+@pytest.mark.parametrize("machine", ["light", "dark"])
+def test_widgets_follow_the_switch_of_quarto_and_not_the_machine(open_page, tmp_path, machine):
+    """There is no Quarto here: a page with what a notebook kept, and the classes that Quarto's switch gives a body."""
+    (tmp_path / "index.html").write_text(f'<body class="quarto-light">{snapshot("<p>A part</p>")}</body>')
+    make_site.finish(tmp_path)
+    page = open_page(tmp_path / "index.html", color_scheme=machine)
+    paper = lambda: page.locator(".sdpo").evaluate("one => getComputedStyle(one).backgroundColor")
+    light = paper()
+    page.evaluate("document.body.className = 'quarto-dark'")
+    assert (light, paper()) == ("rgb(247, 248, 249)", "rgb(15, 18, 22)")
 
 
 def test_a_widget_answers(open_page, address):

@@ -14,6 +14,8 @@ from nbdev.config import get_config
 
 import sdpo_nb
 
+from tools import drift
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sdpo_nb"
 
@@ -77,6 +79,35 @@ def test_an_upward_import_is_refused(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"01_core.records.ipynb#{lesson['id']} imports sdpo_nb.core.models.need of 02_core" in done.stderr
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch) -> Path:
+    """A project of one chapter and the file that is made of it, committed; its export writes what the chapter says."""
+    def export(root): (root / "made.py").write_text((root / "page.ipynb").read_text())
+    monkeypatch.setattr(drift, "export", export)
+    for name, text in {"page.ipynb": "1", "made.py": "1", ".gitignore": "/run/"}.items(): (tmp_path / name).write_text(text)
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
+        run("git", *words, cwd=tmp_path)
+    return tmp_path
+
+
+def test_a_hand_that_edits_a_generated_file_is_told_what_to_do(exported):
+    assert drift.drifted(exported) == []
+    (exported / "made.py").write_text("2")
+    told = "made.py differs from its notebook: edit the notebook, make export, commit both"
+    assert drift.drifted(exported) == [told] and (exported / "made.py").read_text() == "2"
+    (exported / "made.py").unlink()
+    assert drift.drifted(exported) == ["made.py comes of a notebook and is not there: make export, commit both"]
+
+
+def test_what_nobody_committed_is_named(exported, monkeypatch):
+    (exported / "run").mkdir()
+    (exported / "run" / "left.txt").write_text("ignored")
+    monkeypatch.setattr(sys, "argv", ["drift.py", "--committed", "--root", str(exported)])
+    drift.main()
+    (exported / "left.txt").write_text("not ignored")
+    with pytest.raises(SystemExit, match="^left.txt: not committed and not ignored$"): drift.main()
 
 
 def test_the_sidebar_names_every_page():

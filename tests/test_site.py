@@ -76,6 +76,7 @@ def written(
     (page(code("torch.cuda.synchronize()", SEEN)), "would run on a GPU"),
     (page(code("#| gpu\nimport torch\nmodel.cuda()", SEEN)), "would run on a GPU"),
     (page(code("draw()", DRAWN)), "shows a figure without words in cell c0de"),
+    (page(code("draw()", DRAWN), path="how/page.ipynb"), "shows a figure in cell c0de and does not say of what"),
     (page(code("#| fig-alt: One: and two\ndraw()", DRAWN)), "has words that YAML misreads"),
     (page(prose("# A page\n> What it is for.\n- key: value\n\nLost.")), "loses `Lost.`: nbdev drops"),
     (page(prose("See ![](flow.svg)")), "shows flow.svg without words for it"),
@@ -250,11 +251,15 @@ def test_html_is_left_as_it_is_but_for_its_dark_colours_and_sizes():
 
 
 @pytest.mark.parametrize("source, words", [
-    ('axes.plot(x); axes.set(xlabel="step", ylabel="loss")', "Two runs: loss over step"),
-    ('axes.set_title("EMA"); axes.set_ylabel("loss")', "Two runs: EMA, loss"),
-    ("plot_curve(runs)", "Two runs: The first learns soon"),
+    ('axes.plot(x, label="ours"); axes.set(xlabel="step", ylabel="loss")', "Two runs: loss over step; ours"),
+    ('axes.plot(x, label=name); axes.set(xlabel="step", ylabel="loss")', "Two runs: loss over step"),  # some, not all
+    ('axes.set_title("EMA"); axes.set_ylabel("loss"); other.set_title("Live")', "Two runs: EMA, Live; loss"),
+    ('axes.set(xlabel="step")', "Two runs: a figure, its axis: step"),
+    ("candidate_bars(token)",
+     "Two runs: What the student would have said, and what the teacher would have said, side by side"),
+    ("plot_curve(runs)", "Two runs: The other does not"),
 ])
-def test_figures_are_described_from_what_stands_around_them(source, words):
+def test_figures_are_described_from_what_they_say_themselves(source, words):
     prose = "The first [learns](x.html) `soon`. The other does not."
     assert describe_figures.described(source, "Two `runs`", prose) == words
 
@@ -263,15 +268,29 @@ def test_nbdev_is_told_the_words():
     class Cell(dict):
         __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
 
-    cells = [Cell(prose("# Top\n\nOpening.")), Cell(code("draw()", DRAWN, DRAWN)),
+    cells = [Cell(prose("Of something else.\n\n# Top\n\nOpening.")), Cell(code("draw()", DRAWN, DRAWN)), Cell(code("draw()", DRAWN)),
              Cell(code('#| fig-cap: "Own"\ndraw()', DRAWN)), Cell(code('#| fig-alt: Own: a "quote"\ndraw()', DRAWN)),
              Cell(code('#| code-fold: show\n#| code-summary: "Exported source"\ndef f(): ...'))]
     notebook = type("Notebook", (), {"cells": cells, "frontmatter_": {"title": "T"}})
     describe_figures.DescribeFigures(notebook).end()
     assert cells[1].source == '#| fig-alt: ["Top: Opening (1 of 2)", "Top: Opening (2 of 2)"]\ndraw()'
-    assert cells[2].source == '#| fig-cap: "Own"\ndraw()'
-    assert cells[3].source == '#| fig-alt: "Own: a \\"quote\\""\ndraw()'
-    assert cells[4].source == '#| code-fold: true\n#| code-summary: "Exported source"\ndef f(): ...'
+    assert cells[2].source == '#| fig-alt: "Top: a figure"\ndraw()'  # the opening was about the one before
+    assert cells[3].source == '#| fig-cap: "Own"\ndraw()'
+    assert cells[4].source == '#| fig-alt: "Own: a \\"quote\\""\ndraw()'
+    assert cells[5].source == '#| code-fold: true\n#| code-summary: "Exported source"\ndef f(): ...'
+
+
+def test_every_page_but_a_chapter_says_what_its_figures_show():
+    paths = [path for path in sorted((ROOT / "nbs").glob("*/*.ipynb")) if path.parent.name[0] not in "._"]
+    pages = [site_pages.Page(PurePosixPath(path.relative_to(ROOT / "nbs")), site_pages.read(path), {}) for path in paths]
+    assert len(pages) >= 30 and [f"{one.path} {what}" for one in pages for what in site_pages.without_own_words(one)] == []
+
+
+def test_a_page_is_told_to_machines_too():
+    text = written(prose("See $a$ and [b](11_loss.ipynb)."), code("#| fig-alt: \"A curve\"\ndraw()", SEEN, DRAWN),
+                   code("#| include: false\nhidden"), known={"11_loss.ipynb": PurePosixPath("loss.html")})[1].text()
+    assert text == ("# A page\n\n> What it is for.\n\nSee $a$ and [b](loss.html).\n\n```python\ndraw()\n```\n\n"
+                    "```\nseen\n```\n\nFigure: \"A curve\"\n")
 
 
 # The site
@@ -292,6 +311,9 @@ def test_the_ink_of_figures_stands_out_on_both_grounds():
     ground = re.search(r"--md-default-bg-color: (#\w{6})", look)[1]
     brighter = float(re.search(r'\[data-md-color-scheme="slate"\] figure.output > \* \{ filter: brightness\((.+)\)', look)[1])
     assert contrast(INK, "#ffffff") > 4.5 > contrast(INK, ground) and contrast(INK, ground, brighter) > 4.5
+    darkly, quarto = "#222222", (ROOT / "nbs" / "styles.css").read_text(encoding="utf-8")  # Bootswatch's ground
+    brighter = float(re.search(r"body\.quarto-dark .cell-output img \{ filter: brightness\((.+?)\)", quarto)[1])
+    assert contrast(INK, darkly) < 4.5 < contrast(INK, darkly, brighter)
 
 
 def test_cells_of_sentences_keep_a_width():
@@ -338,9 +360,33 @@ def test_a_site_is_built(tmp_path):
     assert "<msup>" in home and 'href="loss.objectives.html#kl"' in home and 'id="kl"' in loss
     assert "<script>1 && 2</script>" in loss and "<pre>seen</pre>" in loss and 'alt="A curve"' in loss
     assert 'class="admonition tip"' in deep and "A tip." in deep and (tmp_path / "site" / "figures").is_dir()
-    assert "data-slot" not in home + loss + deep
+    assert "data-slot" not in home + loss + deep and '<html lang="en-GB"' in home
+    assert "<title>A page - Ours</title>" in deep and '<meta property="og:title" content="A page">' in deep
+    assert '<meta property="og:url" content="https://example.org/ours/how/do.html">' in deep
+    lost, text = ((tmp_path / "site" / name).read_text() for name in ("404.html", "loss.objectives.html.md"))
+    assert 'href="/ours/index.html">the first page</a>' in lost and "<title>Ours</title>" in lost
+    assert text.startswith("# A page\n\n> What it is for.") and "```\nseen\n```" in text
     sheets = [*(tmp_path / "site" / "assets" / "stylesheets").rglob("*.css")]
     assert sheets and all(sheet.read_text(encoding="utf-8").startswith("@layer theme{") for sheet in sheets)
+
+
+QUARTO = """<html><head>
+<script src="https://cdnjs.cloudflare.com/ajax/libs/require.js/2.3.6/require.min.js" integrity="x" crossorigin="anonymous"></script>
+<script src="https://cdnjs.cloudflare.com/ajax/libs/jquery/3.5.1/jquery.min.js" data-relocate-top="true"></script>
+<script type="application/javascript">define('jquery', [],function() {return window.jQuery;})</script>
+<script src="own.js"></script></head><body class="quarto-light">%s</body></html>"""  # its src/core/jupyter/widgets.ts
+
+
+def test_a_site_of_quarto_is_finished(tmp_path):
+    shown = "<style>@media (prefers-color-scheme: dark) { .sdpo { color: red } }</style><pre>(prefers-color-scheme: dark)</pre>"
+    (tmp_path / "own.js").write_text("")
+    (tmp_path / "index.html").write_text(QUARTO % shown)
+    with pytest.raises(site_pages.Refused, match="asks another machine for https://cdnjs"): make_site.check_site(tmp_path)
+    make_site.finish(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "<style>body.quarto-dark { .sdpo { color: red } }</style><pre>(prefers-color-scheme: dark)</pre>" in page
+    assert re.findall("<script.*", page) == ['<script src="own.js"></script></head><body class="quarto-light">'
+                                             + page.split('"quarto-light">')[1].split("</body>")[0] + "</body></html>"]
 
 
 def test_a_build_that_is_refused_leaves_the_old_site(tmp_path):
@@ -370,7 +416,7 @@ WEBSITE = {
     "open-graph": {bool}, "twitter-card": {bool}, "page-footer": {str}, "navbar": NAVBAR, "sidebar": SIDEBAR,
 }
 HTML = {
-    "theme": {"light": {str, list}, "dark": {str, list}}, "css": {str, list}, "toc": {bool}, "toc-depth": {int},
+    "theme": {"light": {str, list}, "dark": {str, list}}, "respect-user-color-scheme": {bool}, "css": {str, list}, "toc": {bool}, "toc-depth": {int},
     "code-copy": {bool, "hover"}, "code-overflow": {"scroll", "wrap"},
     "html-math-method": {"plain", "webtex", "gladtex", "mathml", "mathjax", "katex"},
 }
@@ -378,6 +424,7 @@ SCHEMA = {
     "project": {"type": {"default", "website", "book", "manuscript"}, "render": {list}, "output-dir": {str},
                 "resources": {str, list}, "execute-dir": {"file", "project"}},
     "lang": {str}, "metadata-files": {list}, "format-links": {list, bool}, "website": WEBSITE,
+    "html-table-processing": {"none"},
     "execute": {"enabled": {bool}, "freeze": {bool, "auto"}, "echo": {bool, "fenced"}, "cache": {bool, "refresh"}},
     "format": {"html": HTML, "commonmark": {"default"}},
 }
@@ -424,7 +471,7 @@ def test_what_quarto_is_told_to_use_is_there():
     doors = [item["href"] for item in found["website"]["navbar"]["left"]]
     files = [found["website"]["favicon"], found["website"]["image"], found["format"]["html"]["css"]]
     files += found["metadata-files"]
-    assert len(doors) == 4 and [name for name in files + themes + doors if not (ROOT / "nbs" / name).exists()] == []
+    assert len(doors) == 7 and [name for name in files + themes + doors if not (ROOT / "nbs" / name).exists()] == []
     assert "$web-font-path: false" in (ROOT / "nbs" / "theme.scss").read_text()  # cosmo's are on Google's machines
     assert found["format"]["html"]["html-math-method"] == "mathml" and found["execute"]["enabled"] is False
 

@@ -3,9 +3,11 @@
     python -m tools.make_site                  _proc (nbdev's pages) -> _docs
     python -m tools.make_site --check          only judge the notebooks
     python -m tools.make_site --check-site X   only judge a site that is built: links, anchors, pictures, requests
+    python -m tools.make_site --finish X       mend what Quarto does to what notebooks showed, and judge its site
 
 Pages come from nbdev's `proc_nbs`, which ran what `show_doc` needs; navigation from nbs/sidebar.yml; addresses are
-those that Quarto gives them; figures have their words from tools/describe_figures.py. zensical makes the site.
+those that Quarto gives them; figures have their words from tools/describe_figures.py. zensical makes the site. Beside
+each page stands its text for machines, page.html.md, where the docstrings of modules look for it: Quarto writes one too.
 """
 import argparse
 import json
@@ -23,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from tools.site_pages import Page, Refused, Tree, check, read_pages, read_sidebar
-from tools.site_writer import Writer
+from tools.site_writer import Writer, switched
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = Path(__file__).resolve().parent / "site"  # zensical.toml and a style sheet
@@ -57,17 +59,18 @@ def write(path: Path, content: bytes | str) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_pages(root: Path, docs: Path, pages: list[Page], website: dict) -> dict[str, list[str]]:
-    """Write the pages' Markdown and the files that they show; the HTML that they lack, by their addresses."""
-    repository = f"{website['repo-url']}/blob/{website['repo-branch']}"
+def write_pages(root: Path, folder: Path, pages: list[Page], website: dict) -> dict[str, list[str]]:
+    """Write the pages' Markdown, for zensical and for machines, and the files that they show; the HTML that they lack."""
+    repository, docs = f"{website['repo-url']}/blob/{website['repo-branch']}", folder / "docs"
     known, slots, missing = {str(page.path): page.url for page in pages}, {}, []
     for page in pages:
         writer = Writer(page, known, website["site-url"].rstrip("/") + "/", repository, root)
         write(docs / page.url.with_suffix(".md"), writer.markdown())
+        write(folder / "texts" / f"{page.url}.md", writer.text())
         for name, content in writer.files.items(): write(docs / name, content)
         slots[str(page.url)] = writer.slots
         missing += writer.missing
-    if missing: raise Refused("\n".join(missing))
+    if missing: raise Refused("\n".join(dict.fromkeys(missing)))
     return slots
 
 
@@ -75,7 +78,7 @@ def write_look(root: Path, folder: Path, nav: list[dict], website: dict) -> None
     """Write zensical's settings, and the style sheets."""
     for path in (LOOK / "site.css", root / "nbs" / "styles.css", root / "nbs" / "images" / "icon.svg"):
         write(folder / "docs" / "assets" / path.name, path.read_bytes())
-    shutil.copytree(LOOK / "partials", folder / "overrides" / "partials")
+    shutil.copytree(LOOK, folder / "overrides", ignore=shutil.ignore_patterns("*.css", "*.toml"))
     settings = {"title": website["title"], "address": website["site-url"], "description": website["description"],
                 "repository": website["repo-url"], "navigation": nav}
     template = Template((LOOK / "zensical.toml").read_text(encoding="utf-8"))
@@ -89,6 +92,9 @@ def fill(site: Path, slots: dict[str, list[str]]) -> None:
         text = path.read_text(encoding="utf-8")
         mark = re.compile(r'<(div|span) data-slot="?(\d+)"?></\1>')
         path.write_text(mark.sub(lambda found: contents[int(found[2])], steady(text)), encoding="utf-8")
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('<html lang="en"', '<html lang="en-GB"', 1), encoding="utf-8")
 
 
 def layer(site: Path) -> None:
@@ -135,7 +141,7 @@ def build(root: Path, out: Path) -> None:
     website = yaml.safe_load((root / "nbs" / "nbdev.yml").read_text(encoding="utf-8"))["website"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        slots = write_pages(root, folder / "docs", pages, website)
+        slots = write_pages(root, folder, pages, website)
         write_look(root, folder, navigation(tree, {str(page.path): page for page in pages}), website)
         command = [sys.executable, "-m", "zensical", "build", "--config-file", str(folder / "zensical.toml")]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -144,10 +150,24 @@ def build(root: Path, out: Path) -> None:
         shorten(folder / "site")
         widen(folder / "site")
         layer(folder / "site")
+        shutil.copytree(folder / "texts", folder / "site", dirs_exist_ok=True)
         check_site(folder / "site")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder / "site", out)
     print(f"{len(pages)} pages stand in {os.path.relpath(out)}")
+
+
+LOADERS = re.compile(  # Quarto adds them wherever a notebook shows HTML; nothing of ours asks for them
+    r"<script[^>]*cdnjs\.cloudflare\.com/ajax/libs/(?:require\.js|jquery)/[^>]*></script>\s*"
+    r"|<script[^>]*>\s*define\('jquery'[^<]*</script>\s*")
+
+
+def finish(site: Path) -> None:
+    """Let dark colours follow Quarto's switch, take out the scripts that it would fetch from elsewhere, and judge."""
+    for path in site.rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        path.write_text(LOADERS.sub("", switched(page, "body.quarto-dark")), encoding="utf-8")
+    check_site(site)
 
 
 class Links(HTMLParser):
@@ -202,9 +222,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the site shall stand, _docs in the project unless told")
     parser.add_argument("--check", action="store_true", help="judge the notebooks, and build nothing")
     parser.add_argument("--check-site", type=Path, metavar="X", help="judge a site that is built")
+    parser.add_argument("--finish", type=Path, metavar="X", help="mend a site that Quarto built, and judge it")
     chosen = parser.parse_args()
     try:
         if chosen.check_site: check_site(chosen.check_site)
+        elif chosen.finish: finish(chosen.finish)
         elif chosen.check: check(pages := read_pages(chosen.root), read_sidebar(chosen.root, pages))
         else: build(chosen.root.resolve(), chosen.out or chosen.root / "_docs")
     except Refused as wrong: sys.exit(f"{wrong}\nrefused; things to mend: {len(str(wrong).splitlines())}")

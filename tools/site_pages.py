@@ -172,6 +172,15 @@ def on_accelerator(page: Page) -> Iterator[str]:
             yield f"would run on a GPU in cell {cell.get('id')}: begin it with `#| eval: false` and say why"
 
 
+def without_own_words(page: Page) -> Iterator[str]:
+    """In a chapter the code that draws a figure may speak for it; who reads another page reads what its author saw."""
+    if len(page.path.parts) == 1: return
+    for cell in code_cells(page.written):
+        shown = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        if shown & set(PICTURES) and not {"fig-alt", "fig-cap"} & set(options(source_of(cell))):
+            yield f"shows a figure in cell {cell.get('id')} and does not say of what: write `#| fig-alt: ...`"
+
+
 def without_words(page: Page) -> Iterator[str]:
     """Whoever cannot see a picture reads its words."""
     for cell in page.processed["cells"]:
@@ -200,6 +209,6 @@ def outside_navigation(pages: list[Page], tree: Tree) -> Iterator[str]:
 
 def check(pages: list[Page], tree: Tree) -> None:
     """Refuse pages for all that is wrong with them at once."""
-    rules = (without_front, without_outputs, on_accelerator, without_words)
+    rules = (without_front, without_outputs, on_accelerator, without_own_words, without_words)
     wrong = [f"{page.path}: {what}" for page in pages for rule in rules for what in rule(page)]
     if wrong := wrong + list(outside_navigation(pages, tree)): raise Refused("\n".join(wrong))
