@@ -23,8 +23,8 @@ from IPython.display import Markdown
 from sdpo_nb.core.demo import Codebook, load_demo
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from sdpo_nb.experience.feedback import (
-    Environment, Judge, ManyJudge, as_feedback, JUDGES, judges_loop, caught, wait_for, settle, ERRORS, JUDGE_ERROR,
-    JudgeError, check_errors, words_of, name_of, Hearing, judge_all, tasks_of
+    Environment, Judge, ManyJudge, WORDS, check_words, as_feedback, JUDGES, judges_loop, caught, wait_for, settle,
+    ERRORS, JUDGE_ERROR, JudgeError, check_errors, words_of, name_of, Hearing, judge_all, tasks_of
 )
 from cells import notebook_cell
 
@@ -98,11 +98,14 @@ def test_rewards_of_any_shape_become_feedback():
         test_eq([as_feedback(one) for one in (0.5, {"score": 0.5}, Feedback(0.5))], [Feedback(0.5)] * 3)
         numbers = (True, np.bool_(False), np.float32(1), torch.tensor(0))
         test_eq([make(one).score for make in (as_feedback, Feedback) for one in numbers], [1, 0, 1, 0] * 2)
-        test_eq(as_feedback({"score": 1.0, "acc": True, "pred": "42", "gap": None}), Feedback(1.0, metrics={"acc": 1.0}))
+        found = {"score": 0.0, "feedback": "", "acc": False, "pred": "41", "gap": None}
+        test_eq(as_feedback(found), Feedback(0.0, metrics={"acc": 0.0}))
+        for name in ("feedback", "text"): test_eq(as_feedback({"score": 0.0, name: "Too small."}), Feedback(0.0, "Too small."))
+        test_eq(as_feedback({"score": 0.0, "feedback": None, "text": "Too small."}).text, "Too small.")
         rewards = [
             1, True, np.float32(0.5), torch.tensor(0.5), {"score": 0}, {"score": 0, "feedback": "Too small."},
             {"score": 0, "feedback": None, "solution": "42"}, {"score": 0, "feedback": "Too small.", "distance": np.int64(1)},
-            {"score": 1.0, "acc": True, "pred": "42", "extracted": None}, Feedback(0, "Too small."),
+            {"score": 1.0, "feedback": "", "acc": True, "pred": "42"}, Feedback(0, "Too small."),
         ]
         row = lambda one, said: f"| `{one!r}` | {said.score} | {said.text} | {said.solution} | {dict(said.metrics) or ''} |"
         head = ["| returned | score | text | solution | metrics |", "|---|---|---|---|---|"]
@@ -113,6 +116,11 @@ def test_rewards_of_any_shape_become_feedback():
         with expect_fail(ValueError, "needs a 'score'"): as_feedback({"reward": 1.0})
         with expect_fail(ValueError, "nobody would read the words in 'feeback'; call them 'feedback'"):
             as_feedback({"score": 0.0, "feeback": "Too small."})
+        with expect_fail(ValueError, "'feedback' and 'text' are the same; give one"):
+            as_feedback({"score": 0.0, "feedback": "Too small.", "text": "Try 42."})
+        for name in ("comment", "reason", "message", "pred"):
+            with expect_fail(ValueError, f"in {name!r}; if they say what was wrong, call them 'feedback', and if they do not, add"):
+                as_feedback({"score": 0.0, name: "Too small.", "gap": 1})
         with expect_fail(ValueError, "is no reward; return Feedback(score, text)"): as_feedback((0.0, "Too small."))
         with expect_fail(ValueError, "feedback must be text, not int"): as_feedback({"score": 1.0, "feedback": 0})
         with expect_fail(ValueError, "a solution must be text, not int"): as_feedback({"score": 1.0, "solution": 42})

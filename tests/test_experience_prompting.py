@@ -2,8 +2,9 @@
 import math
 import numbers
 import random
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from sdpo_nb.core.records import Message, TeacherView
 from sdpo_nb.core.text import check_slots, fill, without_thoughts
@@ -13,9 +14,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.test import expect_fail, test_eq
 from sdpo_nb.experience.prompting import (
-    REPROMPT, SOLUTION, FEEDBACK, ATTEMPT, HINDSIGHT, TEMPLATES, SOURCES, WHICH, SLOTS, Prompting, shown, check_attempt,
-    check_turns, Attempts, choose, successes, demonstrations, work_in, teacher_view, Parts, view_parts, teacher_views,
-    view_fractions
+    REPROMPT, SOLUTION, FEEDBACK, ATTEMPT, HINDSIGHT, TEMPLATES, SOURCES, WHICH, SLOTS, TYPES, check_kinds, Prompting,
+    shown, check_attempt, check_turns, Attempts, choose, successes, demonstrations, work_in, teacher_view, Parts,
+    warn_of_stars, view_parts, teacher_views, view_fractions
 )
 from cells import notebook_cell
 
@@ -61,6 +62,9 @@ def test_three_templates_from_the_paper_s_authors():
         with expect_fail(ValueError, "the teacher learns nothing"): Prompting(sources=(), use_feedback=False)
         with expect_fail(ValueError, "must be a number"): Prompting(success_threshold=float("nan"))
         with expect_fail(ValueError, "there are reference, hindsight"): Prompting.named("foresight")
+        with expect_fail(ValueError, "use_feedback is True or False, not 'no'"): Prompting(use_feedback="no")
+        with expect_fail(ValueError, "success_threshold is a number, not '1'"): Prompting(success_threshold="1")
+        with expect_fail(ValueError, "reprompt is text, not None"): Prompting(reprompt=None)
         test_eq(Prompting.named("reference"), Prompting())
         test_eq(Prompting.reference(), Prompting(feedback_on_success=True, sources=("siblings",), strip_prefilled=False))
         Prompting.named("hindsight", which="best").feedback
@@ -389,6 +393,11 @@ def test_the_views_of_a_batch():
         test_eq(teacher_views(["What is 6 times 7?"], ["41"], [0], ["No."], [0]), [view_of(["41"], [0], ["No."])])
         test_eq(teacher_views([], [], [], [], []), [])
         drawn = [view_of(["42", "6 * 7 = 42", "41", "41"], [1, 1, 0, 0], None, Prompting(which="random"), i) for i in (2, 3)]
+        for score, is_heard in ((2.0, True), (0.4, False)):
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                view_of(["No."], [score], ["Two of five stars: far too rude."])
+            test_eq(["bring scores to 0..1 (stars / 5)" in str(one.message) for one in heard], [True] * is_heard)
         test_eq(drawn[0], drawn[1])  # so that equal attempts can be merged
         view_of(["41"], [0], ["Too small."]).messages
 

@@ -21,8 +21,8 @@ from sdpo_nb.core.records import Rollout
 from sdpo_nb.experience.feedback import ManyJudge, judge_all
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 from sdpo_nb.experience.rewards import (
-    combined, KeepsWords, keeper_of, own_copy, call_fresh, last_words, check_columns, last_text, listed, Rewards,
-    environment_reward, Item, across_processes
+    combined, KeepsWords, keeper_of, own_copy, call_fresh, last_words, check_columns, last_text, listed, check_function,
+    Rewards, environment_reward, Item, across_processes
 )
 from cells import notebook_cell
 
@@ -204,6 +204,7 @@ def test_every_function_is_asked_once_about_all_attempts():
             (dict(functions=exact, weights=[float("nan")]), "a weight must be a finite number, not nan"),
             (dict(functions=exact, errors="ignore"), "errors must be one of raise, feedback, silence, not 'ignore'"),
             (dict(functions=[exact, None]), "a reward function is called; None cannot be called"),
+            (dict(functions=[exact, Rewards(exact)]), "Rewards judges one answer to a task and is no reward function; as_reward("),
             (dict(functions=["exact"]), "'exact' cannot be called"), (dict(functions="exact"), "reward functions as a list"),
             (dict(functions={"exact": exact}), "give reward functions as a list"), (dict(functions=None), "not None"),
             (dict(functions=[exact, close], names="ab"), "give names as a list, one for each function, not 'ab'"),

@@ -46,6 +46,7 @@ def test_how_to_sample():
     # %% nbs/05_experience.rollouts.ipynb#49ec8750
     with notebook_cell("nbs/05_experience.rollouts.ipynb", "49ec8750"):
         with expect_fail(ValueError, "at least 1"): Sampling(max_new_tokens=0)
+        with expect_fail(ValueError, "max_new_tokens is a number, not '8'"): Sampling(max_new_tokens="8")
         Sampling()
 
 

@@ -2,8 +2,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from sdpo_nb.core.models import context_length, pad
@@ -12,7 +11,7 @@ from sdpo_nb.core.text import shorten
 from sdpo_nb.experience.batches import Batch, Row
 from sdpo_nb.experience.feedback import ManyJudge
 from sdpo_nb.experience.fitting import Fitting, fit_views
-from sdpo_nb.experience.prompting import Attempts, Parts, Prompting, view_fractions, view_parts
+from sdpo_nb.experience.prompting import Attempts, Parts, Prompting, check_kinds, view_fractions, view_parts
 from sdpo_nb.experience.rollouts import Sampling
 from sdpo_nb.experience.successes import Success, task_key
 from sdpo_nb.loss.distillation import LossResult, distillation_loss

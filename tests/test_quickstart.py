@@ -26,8 +26,31 @@ STAND_INS = {
     "pip/__main__.py": "import json, sys\nwith open('pip.jsonl', 'a') as f: print(json.dumps(sys.argv[1:]), file=f)",
 }
 ON_COLAB = "import google.colab"
+TRAIN = "trainer = train_on(shop, run_name)"
+STOP = """
+from transformers import TrainerCallback
+
+class Stop(TrainerCallback):
+    def on_step_end(self, *args, **kwargs): raise KeyboardInterrupt
+
+unstopped = SDPOTrainer
+def SDPOTrainer(*parts, callbacks, **named): return unstopped(*parts, callbacks=[*callbacks, Stop()], **named)
+"""
+PIP = """
+import sys
+from IPython import get_ipython
+
+pip, can_install = get_ipython().find_line_magic("pip"), True
+sys.modules["sdpo_nb"] = None
+
+def install(line):
+    pip(line)
+    if can_install: del sys.modules["sdpo_nb"]
+
+get_ipython().register_magic_function(install, magic_name="pip")
+"""
 CLOCKS = "time", "per_second", "memory"
-LAST = Path("quickstart", "random_qwen3", "checkpoint-2")
+LAST = Path("quickstart", "orders", "random_qwen3", "checkpoint-2")
 
 
 def parts() -> list[list[str]]:
@@ -40,9 +63,12 @@ def parts() -> list[list[str]]:
     return found
 
 
+CODE = [cell for part in parts() for cell in part]
+
+
 def form(title: str) -> str:
     """The cell that Colab shows as a form of this title."""
-    return next(cell for part in parts() for cell in part if cell.startswith(f"#@title {title}"))
+    return next(cell for cell in CODE if cell.startswith(f"#@title {title}"))
 
 
 def filled(cell: str, name: str, value: object) -> str:
@@ -93,7 +119,7 @@ def first(place, stand_ins) -> Iterator[tuple[Run, list[list[dict]]]]:
     """A kernel that has run every cell, and what each said; Colab's own where there are its packages."""
     with kernel(place, stand_ins) as run:
         if IS_COLAB: run(ON_COLAB)
-        yield run, [run(cell) for part in parts() for cell in part]
+        yield run, [run(cell) for cell in CODE]
 
 
 def test_the_small_model_learned(first):
@@ -115,8 +141,8 @@ def test_nothing_is_said_that_was_not_asked_for(first):
 
 def test_the_real_run_is_one_of_four_bits_with_an_adapter(first, place):
     run, _ = first
-    layer = "model.get_base_model().model.layers[0].mlp.up_proj"
-    assert tell(run, f"[type({layer}).__name__, model.config.model_type]") == ["Linear4bit", "qwen3"]
+    layer = "trainer.model.get_base_model().model.layers[0].mlp.up_proj"
+    assert tell(run, f"[type({layer}).__name__, trainer.model.config.model_type]") == ["Linear4bit", "qwen3"]
     assert tell(run, "[trainer.state.global_step, trainer.teacher.updates, trainer.teacher.gap() > 0]") == [2, 2, True]
     assert [sum(line.get(name, 0) > 0 for line in numbers(place / LAST)) for name in ("loss", "grad_norm")] == [2, 2]
     assert sorted(path.name for path in (place / LAST).parent.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
@@ -132,8 +158,47 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(first, place, stand_
         assert numbers(again) == numbers(whole) and len(numbers(again)) == 5
         for name in "adapter_model.safetensors", "teacher.safetensors":
             assert (again / name).read_bytes() == (whole / name).read_bytes(), name
-        assert tell(run, "checkpoint") == str(LAST.with_name("checkpoint-1"))
-        assert printed(said[-1]) == printed(first[1][-3]) != ""
+        trained = first[1][CODE.index(TRAIN)], said[(above + real).index(TRAIN)]
+        begun, went_on = (printed(one).splitlines() for one in trained)
+        assert begun[0] == f"begins anew: no checkpoint in {LAST.parent}"
+        assert went_on[0] == f"goes on from {LAST.with_name('checkpoint-1')}"
+        assert begun[1:] == went_on[1:] == [f"step {step}: 0% of held-out questions right" for step in range(3)]
+
+
+def test_a_run_that_was_interrupted_before_its_first_checkpoint_begins_anew(first, place):
+    run, again = first[0], LAST.parts[2:]
+    run("run_name = 'again'")
+    run(STOP)
+    with pytest.raises(AssertionError, match="KeyboardInterrupt"): run(TRAIN)
+    run("SDPOTrainer = unstopped")
+    assert printed(run(TRAIN)).startswith("begins anew: no checkpoint in quickstart/again/")
+    assert numbers(place.joinpath("quickstart", "again", *again)) == numbers(place / LAST)
+    assert tell(run, "[*trainer.model.peft_config]") == ["default", "teacher"]
+    run("run_name = 'orders'")
+
+
+def test_the_small_model_begins_anew_when_its_cell_runs_again(first):
+    run, cell = first[0], parts()[1][1]
+    assert "steps=40" in cell and tell(run, "reports[-1].held_out") > 0.9
+    run("learned = reports")
+    run(cell.replace("steps=40", "steps=1"))
+    assert tell(run, "reports[0].held_out == learned[0].held_out")
+    run("reports = learned")
+
+
+def test_your_own_task_is_trained_when_its_field_is_ticked(first, place):
+    run, _ = first
+    said = printed(run(filled(form("Train on your task"), "train_mine", True)))
+    assert said.startswith("begins anew: no checkpoint in quickstart/bins/") and "step 2: " in said
+    assert tell(run, "[my_trainer.state.global_step, my_trainer.teacher.updates]") == [2, 2]
+    assert place.joinpath("quickstart", "bins", *LAST.parts[2:]).is_dir()
+
+
+def test_the_mixture_that_the_page_names_trains(first):
+    run, _ = first
+    [call] = re.findall(r"`(train_on\(.*?\))`", "\n".join("".join(cell["source"]) for cell in CELLS))
+    run(f"mixed = {call}")
+    assert tell(run, "[mixed.state.global_step, mixed.args.is_hybrid]") == [2, True]
 
 
 # Colab
@@ -149,7 +214,8 @@ def test_the_badge_opens_this_page():
 def bare(tmp_path, stand_ins) -> Iterator[Run]:
     """A kernel on Colab, in which the package cannot be imported."""
     with kernel(tmp_path, stand_ins) as run:
-        run(f"{ON_COLAB}, sys; sys.modules['sdpo_nb'] = None")
+        run(ON_COLAB)
+        run(PIP)
         yield run
 
 
@@ -160,7 +226,9 @@ def asked_of_pip(folder: Path) -> list[list[str]]:
 
 
 def test_it_installs_the_release_or_what_the_form_names(bare, tmp_path):
-    for reference in "", "main": bare(filled(form("Install"), "git_reference", reference))
+    for reference in "", "main":
+        bare(filled(form("Install"), "git_reference", reference))
+        bare("sys.modules['sdpo_nb'] = None")
     asked = asked_of_pip(tmp_path)
     assert [call[:-1] for call in asked] == [["install", "-q"]] * 2
     release, branch = (Requirement(call[-1]) for call in asked)
@@ -180,9 +248,16 @@ def test_it_asks_for_a_restart_where_what_it_raised_was_in_use(bare, tmp_path):
     bare("from types import SimpleNamespace; sys.modules['pyarrow'] = SimpleNamespace(__version__='18.1.0')")
     with pytest.raises(AssertionError, match="was in use: choose Runtime, Restart session, and then Run all"):
         bare(form("Install"))
+    bare("sys.modules['sdpo_nb'] = None")
     bare("from importlib.metadata import version; sys.modules['pyarrow'].__version__ = version('pyarrow')")
     bare(form("Install"))
     assert len(asked_of_pip(tmp_path)) == 2
+
+
+def test_it_says_so_where_pip_fails(bare):
+    bare("can_install = False")
+    with pytest.raises(AssertionError, match="Where it found no release, set git_reference to main"):
+        bare(form("Install"))
 
 
 def test_it_installs_nothing_where_the_package_is(tmp_path, stand_ins):

@@ -48,7 +48,7 @@ def test_the_loop_runs_as_it_stands_on_a_model_that_is_here(tmp_path, tiny_qwen3
     assert block.count("steps=50") == 1
     said = run("\n".join([imports, block_with("class Multiply"), block.replace("steps=50", "steps=2")]), tiny_qwen3, tmp_path)
     assert "\nstep 2" in said
-    assert (tmp_path / "run").is_dir()
+    assert (tmp_path / "run_1e-4").is_dir()
 
 
 def test_the_trainer_runs_as_it_stands_on_a_model_that_is_here(tmp_path, tiny_qwen3):

@@ -10,8 +10,8 @@ BEGIN = "# >>> written from settings.ini by tools/sync_settings.py: edit setting
 END = "# <<< written from settings.ini"
 LICENSES = {"apache2": "Apache-2.0", "mit": "MIT", "bsd3": "BSD-3-Clause"}
 NBDEV_KEYS = ("lib_path title nbs_path doc_path readme_nb branch tst_flags export_procs doc_procs "
-              "custom_sidebar clean_ids clear_all").split()
-NBDEV_LISTS = {"export_procs", "doc_procs"}
+              "custom_sidebar clean_ids clear_all allowed_metadata_keys").split()
+NBDEV_LISTS = {"export_procs", "doc_procs", "allowed_metadata_keys"}
 
 
 def read_settings(root: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/experience.rewards.html.md"""
 
 # %% auto #0
 __all__ = ['Item', 'combined', 'KeepsWords', 'keeper_of', 'own_copy', 'call_fresh', 'last_words', 'check_columns', 'last_text',
-           'listed', 'Rewards', 'environment_reward', 'across_processes']
+           'listed', 'check_function', 'Rewards', 'environment_reward', 'across_processes']
 
 # %% ../../nbs/06b_experience.rewards.ipynb #e1e82960
 import functools
@@ -122,6 +122,20 @@ def listed(
         raise ValueError(f"give {what} as a list, one for each function, not {values!r}")
     return tuple(values)
 
+# %% ../../nbs/06b_experience.rewards.ipynb #c3b32b69
+def check_function(
+    function: Any,  # should be a reward function
+) -> None:
+    "Refuse what cannot be called, and what judges one answer at a time."
+    if not callable(function): raise ValueError(f"a reward function is called; {function!r} cannot be called")
+    try: names = set(inspect.signature(function).parameters)
+    except (TypeError, ValueError): return  # it does not say what it takes
+    if {"task", "answer"} <= names and "completions" not in names:
+        name = name_of(function)
+        raise ValueError(
+            f"{name} judges one answer to a task and is no reward function; as_reward(TaskSet(tasks, judge)) makes one of a judge"
+        )
+
 # %% ../../nbs/06b_experience.rewards.ipynb #33953053
 @dataclass(frozen=True)
 class Rewards:
@@ -136,8 +150,7 @@ class Rewards:
     def __post_init__(self):
         functions = (self.functions,) if callable(self.functions) else listed(self.functions, "reward functions")
         if not functions: raise ValueError("nobody can judge without a reward function; give at least one")
-        for function in functions:
-            if not callable(function): raise ValueError(f"a reward function is called; {function!r} cannot be called")
+        for function in functions: check_function(function)
         names = listed(self.names, "names") or tuple(map(name_of, functions))
         weights = tuple(map(as_number, listed(self.weights, "weights"))) or (1.0,) * len(functions)
         for what, values in {"names": names, "weights": weights}.items():

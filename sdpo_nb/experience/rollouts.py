@@ -33,6 +33,8 @@ class Sampling:
     temperature: float = 1.0  # divides the logits; 0 takes the likeliest token each time
 
     def __post_init__(self):
+        for name in ("max_new_tokens", "temperature"):
+            if isinstance(value := getattr(self, name), str): raise ValueError(f"{name} is a number, not {value!r}")
         if self.max_new_tokens < 1: raise ValueError(f"max_new_tokens is at least 1, not {self.max_new_tokens}")
         if self.temperature < 0: raise ValueError(f"temperature is 0 or above, not {self.temperature}")
 

@@ -13,8 +13,7 @@ __all__ = ['LengthOf', 'Kind', 'KINDS', 'Method', 'check_temperature', 'SDPO', '
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -24,7 +23,7 @@ from ..core.text import shorten
 from ..experience.batches import Batch, Row
 from ..experience.feedback import ManyJudge
 from ..experience.fitting import Fitting, fit_views
-from ..experience.prompting import Attempts, Parts, Prompting, view_fractions, view_parts
+from ..experience.prompting import Attempts, Parts, Prompting, check_kinds, view_fractions, view_parts
 from ..experience.rollouts import Sampling
 from ..experience.successes import Success, task_key
 from ..loss.distillation import LossResult, distillation_loss
@@ -330,11 +329,7 @@ def check_numbers(
     config: Any,  # a dataclass of settings
 ) -> None:
     "Refuse what is no number, such as one that came as a word."
-    kinds = {int: (Integral, "a whole number"), float: (Real, "a number")}
-    for one in fields(config):
-        kind, wanted = kinds.get(type(one.default), (object, ""))
-        value = getattr(config, one.name)
-        if not isinstance(value, kind): raise ValueError(f"{one.name} is {wanted}, not {value!r}")
+    check_kinds(config, int, float)
 
 # %% ../../nbs/15_learn.methods.ipynb #e760e4d1
 def warn_of_shared(
