@@ -3,15 +3,17 @@
     python basic.py --demo    # no network, no GPU, about twenty seconds: the embedded model learns a code instead
     python basic.py           # Qwen3-0.6B with an adapter on GSM8K: needs a GPU, and the hub for model and data
 
-Prints the accuracy on held-out questions before and after. Your own task is rows with a prompt and an answer; see
+Prints the pass rate on held-out questions before and after. Your own task is rows with a prompt and an answer; see
 TaskSet.from_rows. Only the demo was run where this was written; what the second line costs was not measured.
 """
 import argparse
 
+from sdpo_nb.run.cli import count  # which imports nothing that is slow
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--demo", action="store_true", help="train the embedded model, offline")
 parser.add_argument("--model", default="Qwen/Qwen3-0.6B", help="a name on the hub, or a folder (%(default)s)")
-parser.add_argument("--steps", type=int, default=30, help="updates (%(default)s)")
+parser.add_argument("--steps", type=count, default=30, help="updates (%(default)s)")
 parser.add_argument("--out", default="run", help="folder of the run (%(default)s)")
 
 
@@ -47,7 +49,7 @@ def main() -> None:
     trainer.train()
     if not options.demo: trainer.save_model()
     held_out = [one.held_out for one in reports_of(trainer.state.log_history) if one.held_out is not None]
-    print(f"held-out accuracy: {held_out[0]:.1%} before, {held_out[-1]:.1%} after {options.steps} steps")
+    print(f"held-out pass rate: {held_out[0]:.1%} before, {held_out[-1]:.1%} after {options.steps} steps")
 
 
 if __name__ == "__main__": main()

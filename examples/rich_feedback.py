@@ -13,10 +13,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdpo_nb.run.cli import count  # which imports nothing that is slow
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--demo", action="store_true", help="train the embedded model, offline")
 parser.add_argument("--model", default="Qwen/Qwen3-1.7B", help="a name on the hub, or a folder (%(default)s)")
-parser.add_argument("--steps", type=int, default=30, help="updates (%(default)s)")
+parser.add_argument("--steps", type=count, default=30, help="updates (%(default)s)")
 parser.add_argument("--out", default="run", help="folder of the run (%(default)s)")
 LOOK_UP = """
 import json, sys

@@ -3,18 +3,20 @@
     python sdpo_vs_grpo.py --demo    # no network, no GPU, under half a minute: the embedded model
     python sdpo_vs_grpo.py           # Qwen3-0.6B with an adapter on GSM8K: needs a GPU, and the hub
 
-Prints both curves of accuracy on held-out questions, and writes them into a page. One seed says little, and each
+Prints both curves of the pass rate on held-out questions, and writes them into a page. One seed says little, and each
 method has a learning rate of its own. On the demo GRPO gets there as well, after some six times as many attempts:
 https://sdpo-nb.github.io/sdpo-nb/experiments/2026-11-20_demo.html
 """
 import argparse
 
+from sdpo_nb.run.cli import count, seed  # which imports nothing that is slow
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--demo", action="store_true", help="train the embedded model, offline")
 parser.add_argument("--model", default="Qwen/Qwen3-0.6B", help="a name on the hub, or a folder (%(default)s)")
-parser.add_argument("--steps", type=int, default=25, help="updates of each method (%(default)s)")
-parser.add_argument("--looks", type=int, default=5, help="looks at held-out questions on the way (%(default)s)")
-parser.add_argument("--seed", type=int, default=0, help="of questions and attempts (%(default)s)")
+parser.add_argument("--steps", type=count, default=25, help="updates of each method (%(default)s)")
+parser.add_argument("--looks", type=count, default=5, help="looks at held-out questions on the way (%(default)s)")
+parser.add_argument("--seed", type=seed, default=0, help="of questions and attempts (%(default)s)")
 parser.add_argument("--out", default="compared.html", help="the page (%(default)s)")
 METHODS = {"SDPO": {"enabled": True}, "GRPO": {"enabled": False}}  # one switch of SDPOConfig
 
@@ -59,7 +61,7 @@ def main() -> None:
         )
         trainer.train()
         runs[name] = reports_of(trainer.state.log_history, per_step=64)
-    print("\nheld-out accuracy, by attempts made")
+    print("\nheld-out pass rate, by attempts made")
     for name, reports in runs.items():
         looks = {one.attempts: one.held_out for one in reports if one.held_out is not None}
         steps = "  ".join(f"{attempts}: {share:.0%}" for attempts, share in looks.items())

@@ -11,13 +11,15 @@ import argparse
 import json
 from pathlib import Path
 
+from sdpo_nb.run.cli import count, seed  # which imports nothing that is slow
+
 MODEL = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--demo", action="store_true", help="ask the embedded model, offline")
 parser.add_argument("--model", default=MODEL, help="a name on the hub, or a folder (%(default)s)")
 parser.add_argument("--task", type=Path, help="a file with a problem and its tests")
-parser.add_argument("--budget", type=int, default=128, help="attempts of each way (%(default)s)")
-parser.add_argument("--seed", type=int, default=0, help="of the attempts (%(default)s)")
+parser.add_argument("--budget", type=count, default=128, help="attempts of each way (%(default)s)")
+parser.add_argument("--seed", type=seed, default=0, help="of the attempts (%(default)s)")
 PROBLEM = {
     "prompt": "Read a line with a positive integer n. Print how many ways there are to write n as a sum of consecutive "
     "positive integers, n alone included. n is up to 10**12. Answer with one ```python block.",

@@ -4,16 +4,18 @@
     python with_unsloth.py                  # Qwen3-1.7B on GSM8K: needs a GPU, and the hub for model and data
     python with_unsloth.py --demo           # the embedded model, offline; without Unsloth where that is not there
 
-Prints the accuracy on held-out questions before and after. A run that was stopped goes on from its folder: on Colab
+Prints the pass rate on held-out questions before and after. A run that was stopped goes on from its folder: on Colab
 put that on Drive. Beside Unsloth this project was tested on CPUs alone; what a T4 takes was not measured.
 """
 import argparse
 import importlib.util
 
+from sdpo_nb.run.cli import count  # which imports nothing that is slow
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--demo", action="store_true", help="train the embedded model, offline")
 parser.add_argument("--model", default="unsloth/Qwen3-1.7B", help="an instruct model of the hub (%(default)s)")
-parser.add_argument("--steps", type=int, default=30, help="updates (%(default)s)")
+parser.add_argument("--steps", type=count, default=30, help="updates (%(default)s)")
 parser.add_argument("--out", default="run", help="folder of the run (%(default)s)")
 
 
@@ -60,7 +62,7 @@ def main() -> None:
     if not options.demo: trainer.save_model()
     held_out = [one.held_out for one in reports_of(trainer.state.log_history) if one.held_out is not None]
     with_or_without = "with" if has_unsloth else "without"
-    print(f"held-out accuracy, {with_or_without} Unsloth: {held_out[0]:.1%} before, {held_out[-1]:.1%} after")
+    print(f"held-out pass rate, {with_or_without} Unsloth: {held_out[0]:.1%} before, {held_out[-1]:.1%} after")
 
 
 if __name__ == "__main__": main()

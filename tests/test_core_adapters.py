@@ -37,6 +37,7 @@ def test_a_new_adapter_changes_nothing():
     with notebook_cell("nbs/03_core.adapters.ipynb", "8c1ad12a"):
         model, student = add_adapter(base(), rank=4, alpha=8)
         test_close(model(ids).logits, untouched, eps=1e-6)
+        with expect_fail(ValueError, "an adapter already ('student'); load the base again"): add_adapter(model)
         student
 
 
@@ -236,6 +237,7 @@ def test_a_merged_adapter_is_a_plain_model_again():
         adapted = model(ids).logits
         merged = merge_adapter(model)
         test_close(merged(ids).logits, adapted, eps=1e-5)
+        with expect_fail(ValueError, "no adapter to merge"): merge_adapter(merged)
         type(merged).__name__
 
 

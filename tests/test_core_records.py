@@ -30,6 +30,11 @@ def test_a_task_is_a_conversation_that_waits_for_an_answer():
     with notebook_cell("nbs/01_core.records.ipynb", "fbd4df39"):
         with expect_fail(ValueError, "Task.ask"): Task(())
         with expect_fail(ValueError, "Task.ask"): Task("What is 6 times 7?")
+        with expect_fail(ValueError, "and not 5; write it in its content"): Task.ask(5)
+        with expect_fail(ValueError, "and not None"): Task(({"role": "user"},))
+        with expect_fail(ValueError, "a role, e.g. 'user'"): Task(({"content": "What is 6 times 7?"},))
+        called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "multiply", "arguments": {"a": 6, "b": 7}}}]}
+        test_eq(Task((called, {"role": "tool", "content": "42"})).question, "42")
 
 
 def test_a_rollout_is_one_attempt_token_by_token():
@@ -97,7 +102,13 @@ def test_a_step_report_is_what_a_step_leaves_behind():
 
     # %% nbs/01_core.records.ipynb#c99bd4f6
     with notebook_cell("nbs/01_core.records.ipynb", "c99bd4f6"):
-        test_eq(json.loads(json.dumps(report.to_dict()))["pass_rate"], 0.25)
+        turns = ({"role": "user", "content": "What is 6 times 7?"},)
+        token = TokenReading("41", -0.7, -2.1, 0.4, (("41", 0.5), ("42", 0.4)), (("42", 0.8),))
+        attempt = AttemptReading(turns[0]["content"], "41", Feedback(0.0, "No."), TeacherView(turns, feedback="No."), (token,), 1, turns)
+        written = json.dumps(replace(report, readings=(attempt,)).to_dict())
+        again = StepReport.from_dict(json.loads(written))
+        test_eq((str(again), repr(again.readings)), (str(report), repr((attempt,))))
+        again.readings[0].view.why
 
 
 def test_an_adapter_has_a_name_a_base_and_a_size():

@@ -75,12 +75,20 @@ def test_help_is_instant_and_says_what_it_costs(path: Path):
 import runpy, sys
 sys.argv = ["{path.name}", "--help"]
 try: runpy.run_path({str(path)!r}, run_name="__main__")
-finally: print(sorted({{"torch", "transformers", "datasets", "sdpo_nb"}} & set(sys.modules)))
+finally: print(sorted({{"torch", "transformers", "datasets", "peft"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]"
     assert "--demo" in done.stdout and f"python {path.name}" in done.stdout
     assert path.read_text(encoding="utf-8").count("\n") <= 110
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_no_steps_and_no_looks_are_refused_in_one_line(path: Path):
+    for option in re.findall(r'"(--\w+)", type=count', path.read_text(encoding="utf-8")):
+        done = subprocess.run([sys.executable, path, "--demo", option, "0"], text=True, capture_output=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1] == f"{path.name}: error: argument {option}: a whole number from 1, not '0'"
 
 
 def test_an_mbpp_problem_becomes_tests_that_the_judge_reads():

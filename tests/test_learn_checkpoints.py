@@ -9,18 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.core.records import AttemptReading, Feedback, StepReport, TeacherView, TokenReading
+from sdpo_nb.core.records import StepReport
 from sdpo_nb.experience.successes import SuccessBuffer
 from sdpo_nb.learn.selves import counted, put, whole
 from sdpo_nb.learn.teachers import Teacher
 from transformers import PreTrainedModel
 import tempfile
 from fastcore.test import expect_fail, test_eq
+from sdpo_nb.core.records import AttemptReading, Feedback, TeacherView, TokenReading
 from sdpo_nb.learn.teachers import EMA, Frozen
 from transformers import LlamaConfig, LlamaForCausalLM
-from sdpo_nb.learn.checkpoints import (
-    Running, check_settings, REPORTS, slim, note, attempt_from, noted, open_folder, forget
-)
+from sdpo_nb.learn.checkpoints import Running, check_settings, REPORTS, slim, note, noted, open_folder, forget
 from cells import notebook_cell
 
 
@@ -158,6 +157,8 @@ def test_what_would_be_another_run_is_refused():
             test_eq(running().load(folder), False)
             running(learning_rate=0.1).save(folder)
             with expect_fail(ValueError, "learning_rate was 0.1 and is 0.2"): running(learning_rate=0.2).load(folder)
+            with expect_fail(ValueError, "what began with cooldown=0 may go on for longer"): check_settings({"steps": 2}, {"steps": 3}, folder)
+            with expect_fail(ValueError, "(its questions are others)"): check_settings({"questions": "12cd"}, {"questions": "0613"}, folder)
             with expect_fail(ValueError, "the state is that of EMA, and this teacher is Frozen"):
                 running(Frozen(), learning_rate=0.1).load(folder)
             (Path(folder) / "checkpoint" / "teacher.safetensors").unlink()
@@ -254,15 +255,16 @@ def test_a_step_that_breaks_off():
             broken.hold(3)
             broken.chance.random(), torch.rand(3), broken.memory.remember(["a question"], ["lost"], [1.0])
             broken.model.steps_seen += 1
-            broken.rescue(folder)
+            broken.rescue(folder, stop := KeyboardInterrupt())
+            test_eq(stop.__notes__, [f"Step 3 is kept in {folder}; the same call goes on from there."])
             taken_up = running()
             test_eq((taken_up.load(folder), taken_up.step), (True, 3))
             test_eq((go_on(taken_up, 3), taken_up.memory, taken_up.model.steps_seen.item()), (losses[3:], straight.memory, 6.0))
             broken.hold(4)
-            with warnings.catch_warnings(record=True) as heard: broken.rescue(Path(folder) / "checkpoint" / "run.json")
+            with warnings.catch_warnings(record=True) as heard: broken.rescue(Path(folder) / "checkpoint" / "run.json", stop)
             assert "step 4 could not be saved" in str(heard[-1].message)
             broken.optimizer.step()  # and the teacher has not followed
-            with warnings.catch_warnings(record=True) as heard: broken.rescue(folder)
+            with warnings.catch_warnings(record=True) as heard: broken.rescue(folder, stop)
             assert "and 3 is the last: the weights are on their way to step 5" in str(heard[-1].message)
             again = running()
             test_eq((again.load(folder), again.step), (True, 3))

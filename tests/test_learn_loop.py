@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.core.models import as_reader, check_fits, check_tokenizer, render
+from sdpo_nb.core.models import as_reader, check_fits, check_tokenizer, check_words_of, render
 from sdpo_nb.core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from sdpo_nb.experience.batches import Row, collate, merge, parts
 from sdpo_nb.experience.feedback import Environment, check_errors, judge_all, tasks_of
@@ -70,6 +70,7 @@ def test_how_long_how_much_how_fast():
         with expect_fail(ValueError, "a share of the steps"): LoopConfig(cooldown=2)
         with expect_fail(ValueError, "learning_rate is a number, not '1e-5'"): LoopConfig(learning_rate="1e-5")
         with expect_fail(ValueError, "steps is a whole number, not 2.5"): LoopConfig(steps=2.5)
+        with expect_fail(ValueError, "sampling is Sampling(...), not {'max_new_tokens': 8}"): LoopConfig(sampling={"max_new_tokens": 8})
         LoopConfig()
 
     # %% nbs/16_learn.loop.ipynb#a8831f34
@@ -119,6 +120,9 @@ def test_before_anything_is_trained():
             check_run(model.bfloat16(), tokenizer, [], sdpo, small)
         with expect_fail(ValueError, "the model has no weights to train"):
             check_run(model.requires_grad_(False), tokenizer, [], sdpo, small)
+        model, wider = load_demo()
+        wider.add_tokens(["<new>"])
+        with expect_fail(ValueError, "'<new>', and the model knows"): check_run(model, wider, [Task.ask("<new>")], sdpo, small)
         leashed = SDPO(Objective(kl_to_base=0.1))
         with expect_fail(ValueError, "SDPOTrainer does and this loop does not"): check_run(model, tokenizer, [], leashed, LoopConfig())
 
@@ -393,7 +397,7 @@ def test_stopped_and_taken_up_the_same_run():
                 fit(*load_demo(), environment, sdpo, config=replace(tiny, seed=1), folder=folder)
             with expect_fail(ValueError, "teacher was EMA(rate=0.05"):
                 fit(*load_demo(), environment, sdpo, EMA(0.1), config=tiny, folder=folder)
-            with expect_fail(ValueError, "tasks was"): fit(*load_demo(), Codebook("zeta"), sdpo, config=tiny, folder=folder)
+            with expect_fail(ValueError, "its questions are others"): fit(*load_demo(), Codebook("zeta"), sdpo, config=tiny, folder=folder)
             with expect_fail(ValueError, "memory was None"):
                 fit(*load_demo(), environment, sdpo, config=tiny, memory=SuccessBuffer(), folder=folder)
             with warnings.catch_warnings(action="ignore"):
@@ -555,6 +559,7 @@ def test_one_attempt_and_its_feedback_is_enough():
         test_eq(report.metrics["feedback_used_fraction"] > 0.5, True)
         with expect_fail(ValueError, "use attempts=2 or more"):
             fit(*load_demo(), environment, GRPO(), config=replace(small, attempts=1))
+        with expect_fail(ValueError, "on_report is a function of a report, or a list of such"): fit(*load_demo(), environment, on_report=5)
 
 
 def test_yesterday_s_success_teaches_today_s_failure():

@@ -100,6 +100,7 @@ def test_what_to_ask_for_is_one_small_record():
         with expect_fail(ValueError, "set alpha=1"): Objective(alpha=0.5, support="sampled")
         with expect_fail(ValueError, "full, student_topk, teacher_topk, sampled"): Objective(support="topk")
         with expect_fail(ValueError, "between 0 and 1"): Objective(alpha=1.5)
+        with expect_fail(ValueError, "alpha is a number, not '0.5'"): Objective(alpha="0.5")
         with expect_fail(ValueError, "those of the reverse KL"): Objective(alpha=0.5, advantage_clip=5.0)
         with expect_fail(ValueError, "advantage_clip instead"): Objective(alpha=1, support="sampled", token_clip=1.0)
         with expect_fail(ValueError, "temperature is above 0, not 0"): Objective(temperature=0)

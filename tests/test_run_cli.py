@@ -18,8 +18,8 @@ from sdpo_nb.core.demo import BOOKS
 from sdpo_nb.run.demo import METHODS, SPOKEN
 from sdpo_nb.view.style import example_run
 from sdpo_nb.run.cli import (
-    FIRST, Parser, count, make_parser, add_demo, add_doctor, check_place, show_result, NEXT, run_demo, print_page,
-    run_doctor, main
+    FIRST, Parser, count, seed, file_name, make_parser, add_demo, add_doctor, check_place, show_result, NEXT, run_demo,
+    print_page, run_doctor, main
 )
 from cells import notebook_cell
 
@@ -43,13 +43,14 @@ def test_the_demo_command():
 
     # %% nbs/24_run.cli.ipynb#21eb81ee
     with notebook_cell("nbs/24_run.cli.ipynb", "21eb81ee"):
-        def said(**how):
+        def said(runs={"SDPO": example_run()}, **how):
             console = Console(file=io.StringIO(), width=60, highlight=False, _environ={"TERM": "xterm"}, **how)
-            show_result(console, {"before": 0.004, "after": 0.98, "attempts": 2560, "seconds": 7.1}, {"SDPO": example_run()})
+            show_result(console, {"before": 0.004, "after": 0.98, "attempts": 2560, "seconds": 7.1}, runs)
             return console.file.getvalue()
 
         screen = dict(force_terminal=True, color_system="256")
         test_eq(["Orange" in said(**how) for how in (screen, screen | {"no_color": True}, {})], [True, False, False])
+        assert "GRPO: it has no teacher, so no attempt" in said({"GRPO": [StepReport(1, 64, 0.0)]})
         print(said())
 
 
@@ -94,7 +95,8 @@ def test_mistakes():
         mistakes = [
             ("demo", "--stepz", "3"), ("demo", "--env", "alpha"), ("demo", "--env", "zeta", "--feedback", "neg"),
             ("demo", "--steps", "many"), ("demo", "--method", "ppo"), ("demo", "--device", "abacus"),
-            ("demo", "--out", "no/such/folder/report.html"), ("demo", "--out", "."), ("train",), ("--steps", "3"),
+            ("demo", "--out", "no/such/folder/report.html"), ("demo", "--out", "."), ("demo", "--out", ""),
+            ("demo", "--seed", "99999999999999999999999"), ("train",), ("--steps", "3"),
         ]
         lines = [call(*words) for words in mistakes]
         test_eq([(code, err.count("\n")) for code, _, err in lines], [(2, 1)] * len(mistakes))

@@ -2,12 +2,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from sdpo_nb import __version__
 from sdpo_nb.core.demo import BOOKS, KINDS, Codebook, load_demo
 from sdpo_nb.core.records import StepReport
 from sdpo_nb.experience.prompting import Prompting
 from sdpo_nb.experience.rollouts import Sampling
 from sdpo_nb.learn.loop import LoopConfig, steps
 from sdpo_nb.learn.methods import GRPO, SDPO, Method
+from sdpo_nb.learn.teachers import EMA
 from sdpo_nb.loss.objectives import Objective
 import json
 from fastcore.test import expect_fail, test_eq
@@ -56,6 +58,7 @@ def test_the_run():
         cut = summary(config, {"SDPO": runs["SDPO"][:8]})
         test_eq((cut["attempts"], cut["is_complete"]), (7 * 64, False))
         test_eq(summary(config, {})["after"], None)
+        test_eq([summary(replace(config, method=name), {})["settings"]["teacher"] for name in METHODS], [repr(EMA()), "none"])
         test_eq(json.loads(json.dumps(found))["is_complete"], True)
 
 

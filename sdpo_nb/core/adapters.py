@@ -35,8 +35,11 @@ def add_adapter(
     whole: list[str] | None = None,  # which layers are trained whole beside them, e.g. ["lm_head"]
 ) -> tuple["PeftModel", AdapterRef]:  # the model that now trains the adapter alone, and the adapter's name
     "Put a LoRA adapter on a model."
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if isinstance(model, PeftModel):  # peft would put adapters on the adapter's own layers, and such can only be used, not kept
+        has = ", ".join(map(repr, sorted(model.peft_config)))
+        raise ValueError(f"this model has an adapter already ({has}); load the base again, or merge_adapter first")
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=targets, modules_to_save=whole, lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -206,4 +209,7 @@ def merge_adapter(
     model: "PeftModel",  # its active adapter is merged
 ) -> "PreTrainedModel":  # without a trace of peft
     "Add the active adapter into the base weights."
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel): raise ValueError("this model has no adapter to merge; add_adapter puts one on")
     return model.merge_and_unload()

@@ -6,8 +6,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.models.html.md"""
 
 # %% auto #0
 __all__ = ['need', 'pick_device', 'pick_dtype', 'tell_template', 'load_model', 'check_tokenizer', 'check_parts', 'render',
-           'undressed', 'context_length', 'check_fits', 'pad', 'positions', 'modules_of', 'reshard', 'as_reader',
-           'seeded']
+           'undressed', 'context_length', 'check_fits', 'check_words_of', 'pad', 'positions', 'modules_of', 'reshard',
+           'as_reader', 'seeded']
 
 # %% ../../nbs/02_core.models.ipynb #0bbedc5a
 import importlib
@@ -178,6 +178,20 @@ def check_fits(
     if limit is not None and longest + room > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and an answer of {room} do not fit the model's context of {limit}; {mend}"
+        )
+
+
+def check_words_of(
+    model: "PreTrainedModel",  # who reads
+    tokenizer: "PreTrainedTokenizerBase",  # whose words these are
+    prompts: Sequence[Sequence[int]],  # token ids
+) -> None:
+    "Refuse words that the model does not have; a tokenizer may know more, such as Gemma's, as long as nobody says them."
+    words, last = model.config.get_text_config().vocab_size, max((max(ids) for ids in prompts if len(ids)), default=0)
+    if last >= words:
+        raise ValueError(
+            f"a prompt holds token {last}, {tokenizer.decode([last])!r}, and the model knows {words}; give it the tokenizer that "
+            "it came with, or call model.resize_token_embeddings(len(tokenizer))"
         )
 
 # %% ../../nbs/02_core.models.ipynb #9f3b60e1

@@ -28,6 +28,10 @@ class Task:
     def __post_init__(self):
         if not self.messages or not all(isinstance(message, Mapping) for message in self.messages):
             raise ValueError("a Task holds messages, at least one; for one question write Task.ask('your question')")
+        for turn in self.messages:
+            if "role" not in turn: raise ValueError(f"a turn says whose it is; give {dict(turn)} a role, e.g. 'user'")
+            if not (isinstance(said := turn.get("content"), str | list | tuple) or said is None and turn.get("tool_calls")):
+                raise ValueError(f"what a turn says is text, or a list of parts, and not {said!r}; write it in its content")
         object.__setattr__(self, "messages", tuple(self.messages))
 
     @classmethod
@@ -174,6 +178,20 @@ class AttemptReading:
     group: int = 0  # attempts at the same task in one step share this number
     messages: tuple[Message, ...] = ()  # what the student read
 
+    @classmethod
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],  # its fields as plain values, also as JSON gives them back
+    ) -> "AttemptReading":
+        "An attempt as it was."
+        view = TeacherView(**values["view"] | {"messages": tuple(values["view"]["messages"])})
+        tokens = tuple(
+            TokenReading(**one | {name: tuple(map(tuple, one[name])) for name in ("student_top", "teacher_top")})
+            for one in values["tokens"]
+        )
+        known = dict(feedback=Feedback(**values["feedback"]), view=view, tokens=tokens, messages=tuple(values["messages"]))
+        return cls(**{**values, **known})
+
 # %% ../../nbs/01_core.records.ipynb #b3e4692a
 @dataclass(frozen=True)
 class StepReport:
@@ -203,8 +221,17 @@ class StepReport:
         return str(self)
 
     def to_dict(self) -> dict[str, Any]:
-        "The report as plain values, ready for JSON."
+        "The report as plain values, ready for JSON; `from_dict` is the way back."
         return asdict(self)
+
+    @classmethod
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],  # what `to_dict` gave, also by way of JSON
+    ) -> "StepReport":
+        "The report as it was."
+        attempts = {name: tuple(map(AttemptReading.from_dict, values[name])) for name in ("readings", "drawn")}
+        return cls(**{**values, **attempts})
 
 # %% ../../nbs/01_core.records.ipynb #13442df3
 @dataclass(frozen=True)

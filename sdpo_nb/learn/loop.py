@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ..core.models import as_reader, check_fits, check_tokenizer, render
+from ..core.models import as_reader, check_fits, check_tokenizer, check_words_of, render
 from ..core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from ..experience.batches import Row, collate, merge, parts
 from ..experience.feedback import Environment, check_errors, judge_all, tasks_of
@@ -77,6 +77,7 @@ class LoopConfig:
 
     def __post_init__(self):
         check_numbers(self)
+        if not isinstance(self.sampling, Sampling): raise ValueError(f"sampling is Sampling(...), not {self.sampling!r}")
         least = dict(
             steps=0, tasks=1, attempts=1, rows_per_pass=1, train_tasks=1, held_out=1,
             evaluate_every=0, shown=0, learning_rate=0, save_every=1,
@@ -131,7 +132,8 @@ def check_run(
             "weights of 16 bits swallow small steps; "
             "load the model with dtype=torch.float32, or train an adapter with add_adapter"
         )
-    check_fits(model, render(tokenizer, [task.messages for task in tasks]), config.sampling.max_new_tokens)
+    check_fits(model, prompts := render(tokenizer, [task.messages for task in tasks]), config.sampling.max_new_tokens)
+    check_words_of(model, tokenizer, [*prompts, [tokenizer.pad_token_id]])
 
 # %% ../../nbs/16_learn.loop.ipynb #8e99724d
 class Clock:
@@ -338,7 +340,7 @@ def settings_of(
     sized = {name: value for name, value in asdict(config).items() if name not in FREE}
     if not config.cooldown: del sized["steps"]  # then a longer run begins as the shorter one
     asked = task_key([turn for task in tasks for turn in task.messages])
-    return sized | dict(method=repr(method), teacher=repr(teacher), memory=repr(memory), tasks=asked)
+    return sized | dict(method=repr(method), teacher=repr(teacher), memory=repr(memory), questions=asked)
 
 # %% ../../nbs/16_learn.loop.ipynb #d5b979e1
 def steps(
@@ -403,8 +405,8 @@ def steps(
             finally: keep(report)
             if folder is not None and (step % config.save_every == 0 or step == config.steps): run.save(folder)
             yield report
-    except BaseException:  # a judge that broke, Ctrl-C, or a reader of the reports who wants no more of them
-        if folder is not None: run.rescue(folder)
+    except BaseException as error:  # a judge that broke, Ctrl-C, or a reader of the reports who wants no more of them
+        if folder is not None: run.rescue(folder, error)
         raise
     finally:
         model.train(was_training)
@@ -427,7 +429,7 @@ def fit(
     on_report: Callable[[StepReport], None] | Sequence[Callable[[StepReport], None]] = (),  # told of each step
 ) -> list[StepReport]:  # of the whole run, with those of before it was stopped
     "Train to the end, and keep the reports."
-    told, reports, silent = [on_report] if callable(on_report) else [*on_report], [], 0
+    told, reports, silent = [*on_report] if isinstance(on_report, Sequence) else [on_report], [], 0
     for one in told: check_given(RUN_KINDS, on_report=one)
     run = steps(model, tokenizer, environment, method, teacher, config, memory, folder)
     with ExitStack() as ending, closing(run):

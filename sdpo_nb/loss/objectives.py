@@ -63,6 +63,8 @@ class Objective:
     advantage_clip: float | None = None  # reverse KL: no word is pushed harder than this
 
     def __post_init__(self):
+        for name in ("alpha", "k", "is_clip", "temperature", "kl_to_base", "token_clip", "advantage_clip"):
+            if isinstance(value := getattr(self, name), str): raise ValueError(f"{name} is a number, not {value!r}")
         if not 0 <= self.alpha <= 1: raise ValueError(f"alpha lies between 0 and 1, not {self.alpha}")
         if self.support not in SUPPORTS:
             raise ValueError(f"support is one of {', '.join(SUPPORTS)}, not {self.support!r}")

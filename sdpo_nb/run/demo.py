@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .. import __version__
 from ..core.demo import BOOKS, KINDS, Codebook, load_demo
 from ..core.records import StepReport
 from ..experience.prompting import Prompting
 from ..experience.rollouts import Sampling
 from ..learn.loop import LoopConfig, steps
 from ..learn.methods import GRPO, SDPO, Method
+from ..learn.teachers import EMA
 from ..loss.objectives import Objective
 
 # %% ../../nbs/23_run.demo.ipynb #596f5448
@@ -100,5 +102,6 @@ def summary(
     settings = asdict(config) | {
         "feedback": config.environment.feedback, "learning_rate": DEMO_SIZE.learning_rate,
         "attempts_per_step": DEMO_SIZE.tasks * DEMO_SIZE.attempts,
+        "teacher": repr(EMA()) if METHODS[config.method].needs_teacher else "none", "sdpo-nb": __version__,
     }
     return of_run(first) | {"settings": settings, "is_complete": is_complete} | compared

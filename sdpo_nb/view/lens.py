@@ -153,7 +153,8 @@ def token_html(
     text, instead = visible(token.token), preferred(token)
     shown = text.strip(" ") or "\u2423" * len(text) or "\u2205"  # only spaces, or nothing at all
     if "\n" in token.token: shown = text.replace("\\n", "\u21b5")
-    selector = ".".join(("button.token", "more" * (token.credit > 0), "chosen" * is_chosen))
+    has_bytes = "\u27e8" in text + (instead or "")
+    selector = ".".join(("button.token", "more" * (token.credit > 0), "bytes" * has_bytes, "chosen" * is_chosen))
     beneath = tag("em", "" if instead is None else visible(instead).strip(" ") or "\u2423", aria_hidden="true")
     style = f"--d:{shade(token.divergence, 0.2):.2f};--k:{shade(token.kl):.2f};--c:{shade(token.credit):.2f}"
     button = tag(selector, tag("span", shown), beneath, type="button", style=style, aria_label=token_label(token))
@@ -261,7 +262,8 @@ LENS_LEGEND = tag(
     tag("span.of-divergence", tag("i"), "the two differ"),
     tag("span.of-credit", tag("i"), "the teacher likes it less"),
     tag("span.of-credit", tag("i.more"), "the teacher likes it more"),
-    tag("span", tag("b", "M"), "the teacher would have said M"))
+    tag("span", tag("b", "M"), "the teacher would have said M"),
+    tag("span.of-bytes", tag("b", "\u27e8F0\u27e9"), "a part of a character, as bytes"))
 
 # %% ../../nbs/20_view.lens.ipynb #a2d89179
 KINDS = {"all": "all attempts", "failed": "failed", "succeeded": "succeeded", "silent": "no signal"}
