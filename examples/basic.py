@@ -39,7 +39,7 @@ def main() -> None:
         environment = TaskSet.from_rows(rows, Numbers(names_answer=True), prompt="question", held_out=128)
         config = SDPOConfig(  # 8 questions a step, 4 attempts at each
             per_device_train_batch_size=8, gradient_accumulation_steps=4, num_generations=4, max_completion_length=512,
-            learning_rate=1e-5, chat_template_kwargs={"enable_thinking": False}, logging_steps=1, **looks,
+            learning_rate=1e-4, chat_template_kwargs={"enable_thinking": False}, logging_steps=1, **looks,
         )
     trainer = SDPOTrainer(
         model, as_reward(environment), config, Dataset.from_list(as_rows(environment.tasks(2000))),

@@ -83,7 +83,7 @@ def main() -> None:
         environment = TaskSet.from_rows(filter(None, map(as_row, rows)), CodeTests(), held_out=64)
         config = SDPOConfig(  # 8 problems a step, 4 attempts at each
             per_device_train_batch_size=8, gradient_accumulation_steps=4, num_generations=4, max_completion_length=768,
-            learning_rate=1e-5, chat_template_kwargs={"enable_thinking": False}, logging_steps=1, **looks,
+            learning_rate=1e-4, chat_template_kwargs={"enable_thinking": False}, logging_steps=1, **looks,
         )
     trainer = SDPOTrainer(
         model, as_reward(environment), config, Dataset.from_list(as_rows(environment.tasks(2000))),

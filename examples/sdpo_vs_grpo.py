@@ -32,7 +32,7 @@ def main() -> None:
     from sdpo_nb.learn.presets import demo
     from sdpo_nb.view.terminal import sparkline
 
-    rates = {"SDPO": 6e-4, "GRPO": 3e-4} if options.demo else {"SDPO": 1e-5, "GRPO": 1e-5}
+    rates = {"SDPO": 6e-4, "GRPO": 3e-4} if options.demo else {"SDPO": 1e-4, "GRPO": 1e-4}
     if options.demo: environment = Codebook("omega")
     else:
         rows = load_dataset("openai/gsm8k", "main", split="train")

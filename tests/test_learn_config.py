@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 from trl import TrlParser
 from sdpo_nb.learn.config import (
     OBJECTIVE, PROMPTING, FITTING, CHECKING, KEEPING, TEACHERS, in_our_words, Part, built, FLOATS, DTYPES, check_among,
-    number_or_none, mixed_precision, HYBRID_ONLY, REFUSED, changed, refuse, EFFECTS, check_effects, setting, YAML,
+    number_or_none, mixed_precision, HYBRID_ONLY, REFUSED, changed, refuse, VLLM, EFFECTS, check_effects, setting, YAML,
     SDPOConfig, as_pair
 )
 from cells import notebook_cell
@@ -170,8 +170,8 @@ def test_the_parts_it_describes():
         parked = EMA(0.2, kept=Keeping(dtype=torch.float32, is_parked=True))
         test_eq(made(teacher_update_rate=0.2, teacher_parked=True, teacher_dtype="float32"), repr(parked))
 
-    # %% nbs/16b_learn.config.ipynb#32d3c88f
-    with notebook_cell("nbs/16b_learn.config.ipynb", "32d3c88f"):
+    # %% nbs/16b_learn.config.ipynb#9df80400
+    with notebook_cell("nbs/16b_learn.config.ipynb", "9df80400"):
         refused("alpha lies between 0 and 1", alpha=1.5)
         refused("temperature is above 0", temperature=0.0)
         refused("(k is distillation_topk)", distillation_topk=0)
@@ -182,6 +182,7 @@ def test_the_parts_it_describes():
         refused("(every is teacher_update_every)", teacher_update_every="epoch")
         refused("a parked copy reads where the student does", teacher_parked=True, teacher_device="cpu")
         refused("(errors is judge_errors)", judge_errors="shrug")
+        refused("max_completion_length is the room of an attempt", max_completion_length=None)
 
     # %% nbs/16b_learn.config.ipynb#cc32008b
     with notebook_cell("nbs/16b_learn.config.ipynb", "cc32008b"):
@@ -202,8 +203,8 @@ def test_what_cannot_stand_together():
             "Whether such a configuration is refused with these words."
             with expect_fail(ValueError, text): SDPOConfig(use_cpu=True, **settings)
 
-    # %% nbs/16b_learn.config.ipynb#fca2d1fa
-    with notebook_cell("nbs/16b_learn.config.ipynb", "fca2d1fa"):
+    # %% nbs/16b_learn.config.ipynb#9b15755d
+    with notebook_cell("nbs/16b_learn.config.ipynb", "9b15755d"):
         refused("distillation_topk=20 would have no effect: no words are left out", support="full", distillation_topk=20)
         refused("(its default is 100)", support="full", distillation_topk=20)
         refused("alpha 0 and 1 are KL divergences", normalised_jsd=True, alpha=0.0)
@@ -213,6 +214,10 @@ def test_what_cannot_stand_together():
         refused("no demonstration is shown", demonstration_sources=[], demonstration_choice="best")
         refused("no attempt is shown", attempt_template="You said {attempt}")
         refused("prompts may be of any length", max_reprompt_length=None, cut_feedback="tail")
+        refused("no attempts are logged; set log_completions, or leave it out", log_unique_prompts=True)
+        for name, value in dict(vllm_mode="server", vllm_gpu_memory_utilization=0.9, vllm_importance_sampling_clip_max=5.0).items():
+            refused(f"{name}={value!r} would have no effect: transformers draws the attempts", **{name: value})
+            test_eq(getattr(SDPOConfig(use_vllm=True, use_cpu=True, **{name: value}), name), value)
 
     # %% nbs/16b_learn.config.ipynb#d957a576
     with notebook_cell("nbs/16b_learn.config.ipynb", "d957a576"):

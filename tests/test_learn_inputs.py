@@ -95,12 +95,22 @@ def test_what_a_step_is_divided_by():
         test_eq([divisor_in(spoken, step, 0, 6).item() for step in (0, 4)], [10.0 * 6 / 4, 6.0 * 6 / 2])
         test_eq(divisor_in(spoken, step=1, start=0, length=4, width=20).item(), 20.0)
 
-    # %% nbs/16c_learn.inputs.ipynb#666e1596
-    with notebook_cell("nbs/16c_learn.inputs.ipynb", "666e1596"):
+    # %% nbs/16c_learn.inputs.ipynb#206d152b
+    with notebook_cell("nbs/16c_learn.inputs.ipynb", "206d152b"):
         parts = [travelling(), travelling() | {"self_distillation_mask": torch.zeros(4, dtype=torch.bool)}]
         for has_advantages, alive in ((False, [5.0, 0.0]), (True, [8.0, 3.0])):
-            slices = Slices.of(parts, "token-mean", has_advantages, total=lambda sums: sums)
-            test_eq((slices.spoken.tolist(), slices.alive.tolist(), slices.rows), ([5.0, 0.0], alive, 3))
+            slices = Slices.of(parts, "token-mean", has_advantages, gather=lambda mine: mine)
+            test_eq((slices.spoken.tolist(), slices.alive.tolist(), slices.rows, slices.width), ([5.0, 0.0], alive, 3, None))
+
+    # %% nbs/16c_learn.inputs.ipynb#dfc3a080
+    with notebook_cell("nbs/16c_learn.inputs.ipynb", "dfc3a080"):
+        def beside(mine):
+            other = mine.clone()
+            other[:, 3] = 7
+            return torch.cat([mine, other])
+
+        slices = Slices.of(parts, "seq-mean-token-sum-norm", False, gather=beside)
+        test_eq((slices.width, slices.spoken.tolist(), slices.rows), (7, [6.0, 0.0], 6))
 
     # %% nbs/16c_learn.inputs.ipynb#e72a9f82
     with notebook_cell("nbs/16c_learn.inputs.ipynb", "e72a9f82"):

@@ -33,8 +33,8 @@ def test_one_of_k():
         test_eq(pass_at([True, False, False, False], [0, 0, 1, 1]), {"pass@1": 0.25, "pass@2": 0.5})
         test_eq(pass_at([True, True, False, False], [7, 7, 7, 7]), {"pass@1": 0.5, "pass@2": 1 - 1 / 6, "pass@4": 1.0})
 
-    # %% nbs/16d_learn.measures.ipynb#05579f6b
-    with notebook_cell("nbs/16d_learn.measures.ipynb", "05579f6b"):
+    # %% nbs/16d_learn.measures.ipynb#bd17c3c0
+    with notebook_cell("nbs/16d_learn.measures.ipynb", "bd17c3c0"):
         curves = {rate: pass_at([i < 64 * rate for i in range(64)], [0] * 64) for rate in (0.05, 0.2, 0.5)}
         figure, axes = plt.subplots(figsize=(5, 2.4))
         for rate, curve in curves.items(): axes.plot([int(name[5:]) for name in curve], curve.values(), "o-", label=f"{rate:.0%} at the first")

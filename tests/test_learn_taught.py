@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 import torch
 import trl
-from sdpo_nb.core.models import as_reader, check_fits, context_length, seeded
+from sdpo_nb.core.models import as_reader, check_fits, check_words_of, context_length, seeded
 from sdpo_nb.core.records import Feedback, Message, TeacherView
 from sdpo_nb.experience.branches import reads_once
 from sdpo_nb.experience.batches import frozen
@@ -13,8 +13,8 @@ from sdpo_nb.experience.feedback import JUDGE_ERROR
 from sdpo_nb.experience.prompting import Attempts, Parts, view_fractions, view_parts
 from sdpo_nb.experience.rewards import Rewards, across_processes, combined
 from sdpo_nb.experience.rollouts import Sampling, StaticSampler
-from sdpo_nb.learn.config import SDPOConfig, in_our_words
-from sdpo_nb.learn.hosting import as_asked, check_data, check_rewards, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, widen_adapter, widen_head
+from sdpo_nb.learn.config import FITTING, SDPOConfig, in_our_words
+from sdpo_nb.learn.hosting import as_asked, check_asked, check_data, check_rewards, check_rows, check_text_only, check_unsloth, has_known_head, is_unsloth, stand_in, told_apart, warn_of_sum, widen_adapter, widen_head
 from sdpo_nb.learn.inputs import batch_of, learned_mask, teacher_inputs
 from sdpo_nb.learn.inside import open_up, read_inside, untouched
 from sdpo_nb.learn.loop import Clock
@@ -194,16 +194,18 @@ def test_what_is_refused():
             trainer.model.train()
             return trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(trainer.num_generations)])
 
-    # %% nbs/16f_learn.taught.ipynb#0d1c720c
-    with notebook_cell("nbs/16f_learn.taught.ipynb", "0d1c720c"):
+    # %% nbs/16f_learn.taught.ipynb#09e33c37
+    with notebook_cell("nbs/16f_learn.taught.ipynb", "09e33c37"):
         mute = lambda completions, **columns: [0.0] * len(completions)
         with expect_fail(ValueError, "args is an SDPOConfig"): TaughtTrainer(load_demo()[0], mute, GRPOConfig(bf16=False, use_cpu=True))
         with expect_fail(ValueError, "a third copy beside student and teacher"): taught(kl_to_base=0.1)
         with expect_fail(ValueError, "by as_reward(environment)"): taught(rewards=environment)
         with expect_fail(ValueError, "give Dataset.from_list(rows)"): TaughtTrainer(load_demo()[0], mute, train_dataset=[{"prompt": "?"}])
         with expect_fail(ValueError, "take what it needs, and **others"): attempted(taught(rewards=lambda prompts, completions: [0.0]))
+        with expect_fail(ValueError, "4 rows, and 8 are asked at once"): taught(per_device_train_batch_size=64)
+        with expect_fail(ValueError, "overflow is reprompt_overflow"): attempted(taught(num_generations=4, max_reprompt_length=9))
         with expect_fail(ValueError, "not with vLLM, tools"): taught(teacher="trust_region", eval_teacher=True)
         with expect_fail(ValueError, "weights of float16 cannot be trained"):
             narrow, tokenizer = load_demo("cpu")
-            data = Dataset.from_list(as_rows(environment.tasks(4)))
+            data = Dataset.from_list(as_rows(environment.tasks(8)))
             TaughtTrainer(narrow.half(), mute, demo(use_cpu=True, output_dir=folder.name), data, processing_class=tokenizer)

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from sdpo_nb.learn.presets import demo
 from sdpo_nb.learn.hosting import as_reward, as_rows
 from sdpo_nb.learn.methods import SDPO
 from transformers import PrinterCallback
-from sdpo_nb.learn.trainer import Follow, Onlooker, FIXED, SDPOTrainer
+from sdpo_nb.learn.trainer import Follow, Onlooker, FIXED, CUT_OFF, SDPOTrainer
 from cells import notebook_cell
 
 
@@ -56,8 +56,8 @@ def test_a_run():
 
         folder = tempfile.TemporaryDirectory()
 
-    # %% nbs/17_learn.trainer.ipynb#770077a0
-    with notebook_cell("nbs/17_learn.trainer.ipynb", "770077a0"):
+    # %% nbs/17_learn.trainer.ipynb#3299681c
+    with notebook_cell("nbs/17_learn.trainer.ipynb", "3299681c"):
         run = trainer(max_steps=8, logging_strategy="steps", logging_steps=1)
         run.remove_callback(PrinterCallback)
         run.train()

@@ -356,6 +356,28 @@ def test_a_dead_signal_warns_once_and_says_what_to_change(tmp_path: Path):
     assert len(said) == 1 and said[0].startswith("2 rollouts") and "let the environment say what was wrong" in said[0]
 
 
+def test_attempts_that_were_told_something_and_cut_off_are_not_called_silent(tmp_path: Path):
+    settings = dict(max_completion_length=2, mask_truncated_completions=True, max_steps=1, dead_signal_steps=1)
+    trainer = codebook_trainer(tmp_path, scripted([0.0], ["No."]), **settings)
+    with pytest.warns(UserWarning, match="were cut off, and mask_truncated_completions leaves nothing of them"): trainer.train()
+    line, *_ = trainer.state.log_history
+    assert line["sdpo/signal_fraction"] == line["sdpo/active_rows"] == 0 and line["sdpo/silent_steps"] == 1
+    assert line["sdpo/reprompt_sample_fraction"] == line["sdpo/feedback_used_fraction"] == 1  # what the teacher was shown
+
+
+SIZES = dict(per_device_train_batch_size=4, num_generations=4, steps_per_generation=3, gradient_accumulation_steps=3)
+
+
+def test_data_that_fills_one_batch_is_trained_on_and_a_row_less_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="2 rows, and 3 are asked at once: 12 attempts .* by num_generations 4"):
+        codebook_trainer(tmp_path / "fewer", given=dict(train_dataset=codebook_rows(2)), **SIZES)
+    trainer = codebook_trainer(
+        tmp_path / "exact", scripted([0.0], ["No."]), given=dict(train_dataset=codebook_rows(3)), max_steps=2, **SIZES
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 and trainer.state.log_history[0]["sdpo/active_rows"] == 12
+
+
 SCORES = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # the first group has one success, the second none
 WORDS = ["", "a", "", "b", "c", "", " ", "d"]
 FRACTIONS = {

@@ -123,6 +123,36 @@ def test_the_list_of_reward_functions_stays_the_user_s(tmp_path: Path):
     assert functions == [numbers, later] == trainer.reward_funcs
 
 
+def right(completions, **columns): return [1.0] * len(completions)
+
+
+def formed(completions, **columns): return [1.0] * len(completions)
+
+
+def test_weights_that_sum_to_one_make_a_success_of_what_satisfies_all(tmp_path: Path):
+    trainer, _ = run(tmp_path / "both", [right, formed], reward_weights=[0.9, 0.1])  # 0.99999998 in 32 bits
+    assert trainer.state.log_history[0]["sdpo/pass@1"] == 1.0
+    with pytest.warns(UserWarning, match="the rewards of right, numbers are added up"):
+        trainer, _ = run(tmp_path / "one", [right, numbers])
+    assert trainer.state.log_history[0]["sdpo/pass@1"] == 1.0  # though numbers gave but a half
+
+
+@pytest.mark.parametrize("prompt, said", [
+    (None, "a prompt must be text"), ([{"role": "user", "content": None}], "the last turn needs content"),
+])
+def test_a_prompt_that_asks_nothing_is_refused_with_its_row(prompt: Any, said: str, tmp_path: Path):
+    data = Dataset.from_list([{"prompt": prompt, "answer": f"{i}"} for i in range(8)])
+    with pytest.raises(ValueError, match=f"{said}.*answer"): run(tmp_path, numbers, given=dict(train_dataset=data))
+
+
+def test_a_word_that_the_model_does_not_have_is_refused(tmp_path: Path):
+    model, tokenizer = load_demo("cpu")
+    tokenizer.add_tokens(["<never seen>"])
+    data = Dataset.from_list([{"prompt": f"<never seen> {i}"} for i in range(8)])
+    given = dict(train_dataset=data, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="'<never seen>', and the model knows 768"): run(tmp_path, numbers, model, given)
+
+
 def test_an_attempt_that_nobody_judges_is_neither_good_nor_bad(tmp_path: Path):
     def halves(completions, **columns):
         return [{"score": float(i), "feedback": "No."} if i < 4 else None for i in range(len(completions))]

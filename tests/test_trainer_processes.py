@@ -23,7 +23,7 @@ from sdpo_nb.learn.config import SDPOConfig
 from sdpo_nb.learn.reading import read
 from sdpo_nb.learn.selves import FullCopy, whole
 from sdpo_nb.learn.trainer import SDPOTrainer
-from sdpo_nb.loss.objectives import read_logps, token_logps
+from sdpo_nb.loss.objectives import AGGREGATIONS, read_logps, token_logps
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -38,7 +38,7 @@ ATTEMPTS = {  # at each question, in one group: r is right, w is wrong and hears
 }
 LOUD, SILENCE = ("ba ki", "mu re fo", "go pa ve"), ("ba ki", "so", "go pa ve")
 STEP = dict(num_generations=8, per_device_train_batch_size=8)  # eight rows, one group
-TRAINED, AGGREGATIONS = ("all weights", "adapter"), ("token-mean", "seq-mean-token-mean")
+TRAINED = ("all weights", "adapter")
 
 
 def answer(question: str, kind: str, place: int) -> str:
@@ -218,6 +218,7 @@ for trained, aggregation in zip(TRAINED, AGGREGATIONS):
         TOGETHER[f"ddp, {trained}, {times}"] = trained, dict(aggregation=aggregation) | cut_in(times, 2)
     for wrap in WRAPS:
         TOGETHER[f"fsdp2 {wrap}, {trained}"] = trained, dict(aggregation=aggregation) | sharded(wrap) | cut_in(2, 2)
+TOGETHER |= {f"ddp, {how}": ("all weights", dict(aggregation=how) | cut_in(2, 2)) for how in AGGREGATIONS[2:]}
 SENT = sharded("layer by layer", cpu_ram_efficient_loading=True)
 TOGETHER["fsdp2, sent by the first"] = "all weights", SENT | cut_in(1, 2)  # last: accelerate leaves FSDP on
 
@@ -287,6 +288,11 @@ def test_two_processes_learn_what_one_learns(trained: str, times: int, together:
     found, expected = together[f"ddp, {trained}, {times}"], alone(trained, AGGREGATIONS[TRAINED.index(trained)])
     check_same(found, expected)
     assert found["wrapper"] == "DistributedDataParallel"
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS[2:])
+def test_two_processes_average_as_one_does(aggregation: str, together: dict[str, Any]):
+    check_same(together[f"ddp, {aggregation}"], alone("all weights", aggregation))
 
 
 def test_processes_may_read_their_slices_in_portions_of_their_own(together: dict[str, Any]):

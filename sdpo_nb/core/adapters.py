@@ -1,4 +1,4 @@
-"""Two minds on one model: LoRA adapters that are added, switched, averaged and merged.
+"""Two readers on one model: LoRA adapters that are added, switched, averaged and merged.
 
 Docs: https://sdpo-nb.github.io/sdpo-nb/core.adapters.html.md"""
 

@@ -6,8 +6,8 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.config.html.md"""
 
 # %% auto #0
 __all__ = ['OBJECTIVE', 'PROMPTING', 'FITTING', 'CHECKING', 'KEEPING', 'TEACHERS', 'Part', 'FLOATS', 'DTYPES', 'HYBRID_ONLY',
-           'REFUSED', 'EFFECTS', 'YAML', 'in_our_words', 'built', 'check_among', 'number_or_none', 'mixed_precision',
-           'changed', 'refuse', 'check_effects', 'setting', 'SDPOConfig', 'as_pair']
+           'REFUSED', 'VLLM', 'EFFECTS', 'YAML', 'in_our_words', 'built', 'check_among', 'number_or_none',
+           'mixed_precision', 'changed', 'refuse', 'check_effects', 'setting', 'SDPOConfig', 'as_pair']
 
 # %% ../../nbs/16b_learn.config.ipynb #9587f599
 import re
@@ -60,7 +60,7 @@ TEACHERS: dict[str, tuple[type[Teacher], dict[str, str]]] = {  # its class, and 
     "restart": (Restart, {"period": "teacher_restart_period", "every": "teacher_update_every"}),
 }
 
-# %% ../../nbs/16b_learn.config.ipynb #2784e3d2
+# %% ../../nbs/16b_learn.config.ipynb #a7c47060
 @contextmanager
 def in_our_words(
     names: Mapping[str, str],  # a part's name for a setting -> ours
@@ -70,7 +70,8 @@ def in_our_words(
     except (ValueError, FileNotFoundError) as error:
         are_named = lambda its, ours: its != ours and re.search(rf"\b{its}\b", str(error))
         said = [f"{its} is {ours}" for its, ours in names.items() if are_named(its, ours)]
-        raise type(error)(f"{error} ({', '.join(said)})" if said else str(error)) from error
+        if not said: raise
+        raise type(error)(f"{error} ({', '.join(said)})") from error
 
 # %% ../../nbs/16b_learn.config.ipynb #d6a86983
 Part = TypeVar("Part")
@@ -117,14 +118,12 @@ def mixed_precision(
     "A data type as TRL asks for it."
     return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
 
-# %% ../../nbs/16b_learn.config.ipynb #18617664
+# %% ../../nbs/16b_learn.config.ipynb #01ade3ac
 HYBRID_ONLY: frozenset[str] = frozenset((
     "epsilon", "epsilon_high", "delta", "loss_type", "importance_sampling_level", "off_policy_mask_threshold",
     "scale_rewards", "multi_objective_aggregation", "top_entropy_quantile", "router_aux_loss_coef",
-    "sapo_temperature_neg", "sapo_temperature_pos",
-    "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
-    "entropy_coef", "use_adaptive_entropy", "entropy_target",
-    "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
+    "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
+    "entropy_coef", "use_adaptive_entropy", "entropy_target", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
 ))
 
 # %% ../../nbs/16b_learn.config.ipynb #e04318d5
@@ -172,30 +171,28 @@ def refuse(
         given, reason = getattr(config, name), why if isinstance(why, str) else why[name]
         raise ValueError(f"{name}={given!r} would have no effect: {reason} (its default is {default!r})")
 
-# %% ../../nbs/16b_learn.config.ipynb #970e64c2
-EFFECTS: tuple[tuple[tuple[str, ...], Callable[["SDPOConfig"], bool], str], ...] = (  # settings, when they matter
+# %% ../../nbs/16b_learn.config.ipynb #7dd30983
+VLLM = tuple(one.name for one in fields(GRPOConfig) if one.name.startswith("vllm_"))
+EFFECTS: tuple[tuple[tuple[str, ...], Callable[["SDPOConfig"], bool], str], ...] = (  # settings, when they matter, why not
     (("distillation_topk", "distillation_add_tail"), lambda c: c.objective.is_topk,
-     "no words are left out; set support to student_topk or teacher_topk, or leave it out"),
-    (("normalised_jsd",), lambda c: 0 < c.alpha < 1,
-     "alpha 0 and 1 are KL divergences; set alpha between them, or leave it out"),
-    (("keep_base_copy",), lambda c: c.kl_to_base > 0,
-     "nothing pulls towards the base; set kl_to_base, or leave it out"),
+     "no words are left out; set support to student_topk or teacher_topk"),
+    (("normalised_jsd",), lambda c: 0 < c.alpha < 1, "alpha 0 and 1 are KL divergences; set alpha between them"),
+    (("keep_base_copy",), lambda c: c.kl_to_base > 0, "nothing pulls towards the base; set kl_to_base"),
     (("tokens_per_pass",), lambda c: not c.is_hybrid,
-     "GRPO's part reads every slice whole; lower per_device_train_batch_size, or leave it out"),
+     "GRPO's part reads every slice whole; lower per_device_train_batch_size"),
     (("feedback_template", "cut_feedback", "feedback_on_success", "environment_feedback_only_without_solution"),
-     lambda c: c.include_environment_feedback,
-     "no feedback is shown; set include_environment_feedback, or leave it out"),
+     lambda c: c.include_environment_feedback, "no feedback is shown; set include_environment_feedback"),
     (("solution_template", "demonstration_choice", "dont_reprompt_on_self_success"),
-     lambda c: bool(c.demonstration_sources),
-     "no demonstration is shown; name demonstration_sources, or leave it out"),
-    (("attempt_template",), lambda c: c.show_own_attempt,
-     "no attempt is shown; set show_own_attempt, or leave it out"),
-    (("reprompt_overflow", "cut_demonstration", "cut_feedback"),
-     lambda c: c.max_reprompt_length is not None,
-     "prompts may be of any length; set max_reprompt_length, or leave it out"),
+     lambda c: bool(c.demonstration_sources), "no demonstration is shown; name demonstration_sources"),
+    (("attempt_template",), lambda c: c.show_own_attempt, "no attempt is shown; set show_own_attempt"),
+    (("reprompt_overflow", "cut_demonstration", "cut_feedback"), lambda c: c.max_reprompt_length is not None,
+     "prompts may be of any length; set max_reprompt_length"),
+    (VLLM, lambda c: c.use_vllm, "transformers draws the attempts; set use_vllm"),
+    (("log_multimodal", "log_unique_prompts", "num_completions_to_print"), lambda c: c.log_completions,
+     "no attempts are logged; set log_completions"),
 )
 
-# %% ../../nbs/16b_learn.config.ipynb #293deca5
+# %% ../../nbs/16b_learn.config.ipynb #254db828
 def check_effects(
     config: GRPOConfig,  # with settings that are each right by themselves
 ) -> None:
@@ -204,7 +201,7 @@ def check_effects(
         why = "it shapes advantages or GRPO's loss, and SDPO alone computes neither; set hybrid_lambda, or leave it out"
         refuse(config, HYBRID_ONLY, why)
     for names, matters, why in EFFECTS:
-        if not matters(config): refuse(config, names, why)
+        if not matters(config): refuse(config, names, f"{why}, or leave it out")
     read = {kind: set(names.values()) for kind, (_, names) in TEACHERS.items()}
     others = set().union(*read.values()) - read[config.teacher]
     readers = {name: ", ".join(kind for kind in read if name in read[kind]) for name in others}
@@ -224,7 +221,7 @@ def setting(
     if isinstance(default, list): return field(default_factory=lambda: list(default), metadata=about)
     return field(default=default, metadata=about)
 
-# %% ../../nbs/16b_learn.config.ipynb #7f69e41d
+# %% ../../nbs/16b_learn.config.ipynb #c08f6e79
 YAML = "verl's actor.yaml"
 
 
@@ -248,12 +245,12 @@ class SDPOConfig(GRPOConfig):
     distillation_add_tail: bool = setting(
         True, "Top-k: gather all other words in one; otherwise renormalise the kept ones.", YAML)
     is_clip: float | str | None = setting(
-        2.0, "Cap of the importance ratio to the policy that sampled; none leaves the ratio out.", YAML)
+        2.0, "Cap of the importance ratio to the policy that sampled, which is 1 unless a batch of attempts outlives an "
+        "optimizer step; none leaves the ratio out.", YAML)
     kl_to_base: float = setting(
         0.0, "Weight of the pull towards the base policy; it takes the place of beta.", "verl, which has none")
     keep_base_copy: bool = setting(
-        False, "Full weights: keep a third copy of the model, which kl_to_base needs there.",
-        "us, because it costs a model's memory")
+        False, "Full weights: keep a third copy, which kl_to_base needs there.", "us, because it costs a model's memory")
     normalised_jsd: bool = setting(
         False, "Divide the Jensen-Shannon divergence by alpha (1 - alpha), so that it meets the KLs at its ends.",
         "verl, which does not")
@@ -263,7 +260,8 @@ class SDPOConfig(GRPOConfig):
         None, "Reverse KL: no word is pushed harder than this.", "the paper's table 12, where only test time has one")
     aggregation: str = setting(
         "token-mean", "How it is averaged: token-mean, over tokens; seq-mean-token-mean, over attempts' means; "
-        "seq-mean-token-sum, over their sums; seq-mean-token-sum-norm, all in all by the longest's length.", YAML)
+        "seq-mean-token-sum, over their sums; seq-mean-token-sum-norm, all in all by the longest's length. A step that takes "
+        "several generation batches is the mean of theirs.", YAML)
 
     # who teaches
     teacher: str = setting(
@@ -282,8 +280,7 @@ class SDPOConfig(GRPOConfig):
     teacher_device: str | None = setting(
         None, "Where a full copy lives; unset, with the student.", "us, because moving costs time")
     teacher_dtype: str | None = setting(
-        None, f"Its precision: {', '.join(DTYPES)}; unset, the student's.",
-        "us, because a copy should read as its model does")
+        None, f"Its precision: {', '.join(DTYPES)}; unset, the student's.", "us, because a copy should read as its model does")
     teacher_parked: bool = setting(
         False, "Keep a full copy in the CPU's memory, and fetch it to read.", "us, because moving costs time")
     missing_teacher: str = setting(
@@ -292,7 +289,8 @@ class SDPOConfig(GRPOConfig):
 
     # what the teacher reads
     success_reward_threshold: float = setting(
-        1.0, "An attempt with this reward or more may be shown to others.", "verl's README; its actor.yaml has 0.5")
+        1.0, "An attempt with this reward or more is a success, and may be shown to others. The reward is the sum of all reward "
+        "functions, each by its weight in reward_weights, or 1.", "verl's README; its actor.yaml has 0.5")
     dont_reprompt_on_self_success: bool = setting(True, "Nobody is shown its own success.", YAML)
     remove_thinking_from_demonstration: bool = setting(True, "An answer is shown without its <think> part.", YAML)
     include_environment_feedback: bool = setting(True, "Show what the environment said.", YAML)
@@ -304,8 +302,8 @@ class SDPOConfig(GRPOConfig):
     show_own_attempt: bool = setting(
         False, "Remind a failed attempt of its own words.", "the paper's table 6, where it hurts")
     demonstration_sources: list[str] = setting(
-        list(SOURCES), "Where a demonstration is looked for, in order: siblings, earlier (success_buffer), dataset (solutions).",
-        "us; verl knows siblings alone")
+        list(SOURCES), "Where a demonstration is looked for, in order: siblings, earlier (success_buffer), dataset (the solution "
+        "that a reward function returns).", "us; verl knows siblings alone")
     demonstration_choice: str = setting(
         "first", "Which of several is shown: first, random, shortest, longest, or best by score.", "verl's ray_trainer.py")
     reprompt_template: str = setting(REPROMPT, "The whole: {prompt}, {solution}, {feedback}.", "verl's dataclass")
@@ -320,8 +318,7 @@ class SDPOConfig(GRPOConfig):
         "error", "When the question alone is longer: error, or inactive to learn nothing from it.",
         "us, because a lost task should be noticed")
     cut_demonstration: str = setting(
-        "tail", "What goes of a demonstration that is too long: its tail, middle or head.",
-        "us; verl cuts the prompt's end")
+        "tail", "What goes of a demonstration that is too long: its tail, middle or head.", "us; verl cuts the prompt's end")
     cut_feedback: str = setting(
         "middle", "What goes of feedback that is too long: its tail, middle or head.", "us; verl cuts the prompt's end")
     success_buffer: int = setting(
@@ -332,8 +329,7 @@ class SDPOConfig(GRPOConfig):
 
     # how the work is done
     distillation_micro_batch_size: int | None = setting(
-        None, "Rows that the teacher reads at once; unset, as many as the student.",
-        "us, because fewer only save memory")
+        None, "Rows that the teacher reads at once; unset, as many as the student.", "us, because fewer only save memory")
     tokens_per_pass: int | None = setting(
         None, "Tokens that the student reads at once, of the rows of a slice; unset, all of them.",
         "us, because fewer only save memory")
@@ -384,6 +380,7 @@ class SDPOConfig(GRPOConfig):
         for name, least in counts.items():
             value = getattr(self, name)
             if value is not None and value < least: raise ValueError(f"{name} is at least {least}, not {value}")
+        if self.max_completion_length is None: raise ValueError("max_completion_length is the room of an attempt; give a number")
         check_among(self, "aggregation", AGGREGATIONS)
         check_among(self, "teacher", TEACHERS)
         check_among(self, "teacher_dtype", (*DTYPES, None))

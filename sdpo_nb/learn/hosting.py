@@ -6,13 +6,13 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.hosting.html.md"""
 
 # %% auto #0
 __all__ = ['PACKED', 'TAKEN', 'is_kept', 'packed', 'as_rows', 'as_reward', 'told_apart', 'stand_in', 'as_asked', 'check_data',
-           'check_rewards', 'check_text_only', 'has_known_head', 'widen_head', 'widen_adapter', 'last_whole_checkpoint',
-           'is_whole', 'is_unsloth', 'check_unsloth']
+           'check_rows', 'check_asked', 'check_rewards', 'warn_of_sum', 'check_text_only', 'has_known_head',
+           'widen_head', 'widen_adapter', 'last_whole_checkpoint', 'is_whole', 'is_unsloth', 'check_unsloth']
 
-# %% ../../nbs/16e_learn.hosting.ipynb #c0d99b01
+# %% ../../nbs/16e_learn.hosting.ipynb #a0947bc5
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from datasets import Dataset, IterableDataset
 from ..core.records import Feedback, Message, Task
 from ..core.text import shorten
 from ..experience.feedback import Environment, ManyJudge, settle
+from ..experience.prompting import check_turns
+from .config import SDPOConfig, changed
 from .reading import check_head
 from transformers import ProcessorMixin
 
@@ -121,6 +123,34 @@ def check_data(
             f"the data has no column 'prompt', but {', '.join(names)}; rename one: data.rename_column({names[0]!r}, 'prompt')"
         )
 
+# %% ../../nbs/16e_learn.hosting.ipynb #4af91c91
+def check_rows(
+    data: Any,  # to train on; what has no length is left alone
+    held_out: Any,  # to evaluate on, or several such by name
+    config: SDPOConfig,  # how many rows are asked at once
+) -> None:
+    "Refuse data of which TRL would use nothing, and columns that would not reach the reward functions."
+    for one in held_out.values() if isinstance(held_out, dict) else [held_out]:
+        if isinstance(one, Dataset) and not len(one): raise ValueError("the evaluation data has no rows; give some, or none of it")
+    if config.remove_unused_columns and (lost := {*(getattr(data, "column_names", None) or ())} - {"prompt"}):
+        raise ValueError(f"remove_unused_columns would keep {', '.join(sorted(lost))} from the reward functions; leave it out")
+    batch, asked = config.generation_batch_size, config.generation_batch_size // config.num_generations
+    if not isinstance(data, Dataset) or len(data) >= asked: return
+    size, passes = config.per_device_train_batch_size, config.steps_per_generation
+    raise ValueError(
+        f"the data has {len(data)} rows, and {asked} are asked at once: {batch} attempts (per_device_train_batch_size {size} "
+        f"x steps_per_generation {passes} x processes {batch // (size * passes)}) by num_generations {config.num_generations}. "
+        "TRL leaves out rows that fill no batch, and would train on none; give more rows, or lower one of these numbers"
+    )
+
+# %% ../../nbs/16e_learn.hosting.ipynb #cd075907
+def check_asked(
+    rows: Sequence[Mapping[str, Any]],  # of the data
+) -> None:
+    "Refuse a prompt that asks nothing."
+    for row in rows:
+        if not isinstance(row["prompt"], str): check_turns(row["prompt"], f"in the data's row {shorten(repr(row), 200)}")
+
 # %% ../../nbs/16e_learn.hosting.ipynb #b1806441
 def check_rewards(
     functions: Any,  # one or a list
@@ -134,6 +164,19 @@ def check_rewards(
             )
         if not (callable(one) or isinstance(one, str)):
             raise ValueError(f"a reward function is called with prompts, completions and columns of the data; {one!r} is none")
+
+# %% ../../nbs/16e_learn.hosting.ipynb #c2631a94
+def warn_of_sum(
+    names: Sequence[str],  # of the reward functions
+    config: SDPOConfig,  # their weights, and what a success is
+) -> None:
+    "Say what a success is where several functions are added up and nothing was said about it."
+    if len(names) < 2 or config.reward_weights or changed(config, ["success_reward_threshold"]): return
+    warnings.warn(
+        f"the rewards of {', '.join(names)} are added up, with a weight of 1 each, and a sum of 1 or more is a success, which "
+        "others are shown as a correct solution: one function alone may reach it; give reward_weights that sum to 1, "
+        "so that it takes all of them, or success_reward_threshold", stacklevel=3,
+    )
 
 # %% ../../nbs/16e_learn.hosting.ipynb #088a3eb5
 def check_text_only(

@@ -99,7 +99,7 @@ def divisor_in(
     total = spoken[first % size : first % size + last - first].sum() if width is None else spoken.new_tensor(float(width))
     return total.clamp(min=1) * length / (last - first)
 
-# %% ../../nbs/16c_learn.inputs.ipynb #14b03f28
+# %% ../../nbs/16c_learn.inputs.ipynb #b2f84c5f
 @dataclass(frozen=True, eq=False)
 class Slices:
     "The slices of a generation batch, and how much each has to say over all processes."
@@ -108,7 +108,7 @@ class Slices:
     spoken: Tensor  # [S], how much of each counts for the teacher
     alive: Tensor  # [S], how much of each counts at all
     rows: int  # attempts with a signal
-    width: int | None  # divides in place of what counts, where the aggregation asks for it
+    width: int | None  # of the longest attempt anywhere; divides in place of what counts, where the aggregation asks for it
 
     @classmethod
     def of(
@@ -116,15 +116,17 @@ class Slices:
         parts: Sequence[Mapping[str, Any]],  # TRL's buffer
         aggregation: str,  # how tokens are averaged
         has_advantages: bool,  # whether rows that nobody speaks of may count, by their scores
-        total: Callable[[Tensor], Tensor],  # adds up over all processes
+        gather: Callable[[Tensor], Tensor],  # [1, ...] of this process -> [processes, ...]
     ) -> "Slices":
         "Count, with one message to the other processes."
         spoken = torch.stack([counts(part, aggregation) for part in parts])
         scored = torch.stack([(part["advantages"] != 0).sum() for part in parts]) * has_advantages
         active = torch.stack([part["self_distillation_mask"].sum() for part in parts])
-        sums = total(torch.stack([spoken, scored, active])).cpu()
-        width = parts[0]["completion_ids"].shape[1] if aggregation == "seq-mean-token-sum-norm" else None
-        return cls(parts, sums[0], sums[0] + sums[1], int(sums[2].sum()), width)
+        widths = torch.full_like(spoken, parts[0]["completion_ids"].shape[1])
+        everywhere = gather(torch.stack([spoken, scored, active, widths])[None].float()).cpu()
+        sums, width = everywhere.sum(0), int(everywhere[:, 3].max())
+        is_by_width = aggregation == "seq-mean-token-sum-norm"
+        return cls(parts, sums[0], sums[0] + sums[1], int(sums[2].sum()), width if is_by_width else None)
 
 # %% ../../nbs/16c_learn.inputs.ipynb #3b75f0fe
 def dealt(

@@ -79,7 +79,7 @@ def colab_t4(
     settings = dict(
         fp16=True, bf16=False, per_device_train_batch_size=2, gradient_accumulation_steps=16, num_generations=4,
         max_completion_length=512, max_reprompt_length=2048, distillation_topk=20, distillation_micro_batch_size=2,
-        learning_rate=1e-5, chat_template_kwargs={"enable_thinking": False}, logging_steps=1,
+        learning_rate=1e-4, chat_template_kwargs={"enable_thinking": False}, logging_steps=1,
     )
     return SDPOConfig(**settings | overrides)
 

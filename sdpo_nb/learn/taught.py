@@ -7,7 +7,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/learn.taught.html.md"""
 # %% auto #0
 __all__ = ['KEPT', 'CONTEXTS', 'TaughtTrainer']
 
-# %% ../../nbs/16f_learn.taught.ipynb #d8f83115
+# %% ../../nbs/16f_learn.taught.ipynb #4b0918ef
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import trl
-from ..core.models import as_reader, check_fits, context_length, seeded
+from ..core.models import as_reader, check_fits, check_words_of, context_length, seeded
 from ..core.records import Feedback, Message, TeacherView
 from ..experience.branches import reads_once
 from ..experience.batches import frozen
@@ -23,17 +23,20 @@ from ..experience.feedback import JUDGE_ERROR
 from ..experience.prompting import Attempts, Parts, view_fractions, view_parts
 from ..experience.rewards import Rewards, across_processes, combined
 from ..experience.rollouts import Sampling, StaticSampler
-from .config import SDPOConfig, in_our_words
+from .config import FITTING, SDPOConfig, in_our_words
 from sdpo_nb.learn.hosting import (
     as_asked,
+    check_asked,
     check_data,
     check_rewards,
+    check_rows,
     check_text_only,
     check_unsloth,
     has_known_head,
     is_unsloth,
     stand_in,
     told_apart,
+    warn_of_sum,
     widen_adapter,
     widen_head,
 )
@@ -61,7 +64,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {  # what the teacher is told in evaluatio
     "both": {"feedback_only_without_solution": False},
 }
 
-# %% ../../nbs/16f_learn.taught.ipynb #7229e4bc
+# %% ../../nbs/16f_learn.taught.ipynb #27287b57
 class TaughtTrainer(GRPOTrainer):
     "TRL's `GRPOTrainer`, with a teacher, and attempts that come with what it reads."
 
@@ -89,6 +92,7 @@ class TaughtTrainer(GRPOTrainer):
             check_rewards(reward_funcs)
             check_data(train_dataset)
         if args.enabled: check_text_only(processing_class, train_dataset, eval_dataset)
+        check_rows(train_dataset, eval_dataset, args)
         check_unsloth(type(self), model, peft_config)
         if trl.GRPOTrainer is not GRPOTrainer:
             warnings.warn("Unsloth came after trl, and this trainer extends TRL's; import unsloth first", stacklevel=2)
@@ -105,8 +109,10 @@ class TaughtTrainer(GRPOTrainer):
             peft_config=peft_config, tools=tools, rollout_func=rollout_func, environment_factory=environment_factory,
         )
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled): widen_adapter(unwrapped(self.model))
-        if args.enabled: self.bring_teacher()
-        if args.enabled and args.fp16 and self.accelerator.device.type == "cpu":
+        if not args.enabled: return
+        self.bring_teacher()
+        warn_of_sum(self.reward_func_names, args)
+        if args.fp16 and self.accelerator.device.type == "cpu":
             warnings.warn("fp16 does nothing on a CPU, which computes in 32 bits; bf16=True is what it can do", stacklevel=2)
 
     def bring_teacher(self) -> None:
@@ -243,7 +249,7 @@ class TaughtTrainer(GRPOTrainer):
             mine = rewards[start : start + len(prompts)].tolist()
             for i, name in enumerate(names):
                 if i not in spoken: heard[name] = [Feedback(row[i]) for row in mine]
-            weights = dict(zip(names, self.reward_weights.tolist()))
+            weights = dict.fromkeys(names, 1.0) | dict(zip(names, self.args.reward_weights or ()))  # TRL's have 32 bits
             said = [combined({name: heard[name][i] for name in names}, weights) for i in range(len(prompts))]
             nothing = Feedback(min(0.0, self.args.success_reward_threshold - 1))
             self._judged = prompts, completion_ids_list, [nothing if one is None else one for one in said]
@@ -258,6 +264,7 @@ class TaughtTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         "Attempts with what was said of them, and what the teacher is to read."
+        if self.args.enabled: check_asked(inputs)
         output = super()._generate_and_score_completions(inputs)
         if not self.args.enabled: return output
         with self.clock("views"):
@@ -295,7 +302,7 @@ class TaughtTrainer(GRPOTrainer):
         self, attempts: Attempts, own: slice, method: SDPO
     ) -> tuple[list[TeacherView], list[list[int]]]:
         "What the teacher reads for each attempt of this process, also as tokens."
-        views = self.fitted(view_parts(attempts, method.prompting)[own], method)
+        with in_our_words(FITTING): views = self.fitted(view_parts(attempts, method.prompting)[own], method)
         asked = [as_asked(view.messages, prompt) for view, prompt in zip(views, attempts.prompts[own])]
         return views, self._tokenize_prompts(asked)[0]
 
@@ -305,6 +312,7 @@ class TaughtTrainer(GRPOTrainer):
         kinds = [frozen(prompt) for prompt in prompts]
         different = dict(zip(kinds, prompts))
         ids, *more = super()._tokenize_prompts([*different.values()])
+        check_words_of(unwrapped(self.model), self._tokenizer, ids)
         found = dict(zip(different, ids))
         return [list(found[kind]) for kind in kinds], *more
 
