@@ -16,7 +16,7 @@ COLAB ?= ipywidgets==7.7.1 anywidget==0.9.21 ipykernel==6.17.1 ipython==7.34.0 t
 TRAINER ?= $(patsubst %,tests/test_learn_%.py,config inputs inside hosting taught trainer) $(wildcard tests/test_trainer*.py)
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile  # modules are compiled when they are first imported
 QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
