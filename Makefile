@@ -88,8 +88,8 @@ release-check: .venv/.dev  ## Build sdist and wheel, install each afresh, run wh
 demo-model: .venv/.package  ## Make the embedded model again from its recipe: one thread, minutes.
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/demo_model.py $(ARGS)
 
-clean:  ## Remove what the other targets, the README's examples and those in examples/ made, runs included; not .venv.
-	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .mypy_cache .hypothesis run run_* report.html compared.html lens.html
+clean:  ## Remove what the other targets made, and pages of runs; not .venv, and no checkpoints.
+	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .mypy_cache .hypothesis report.html compared.html lens.html
 
 .venv/.python:
 	@$(PYTHON) -c "import sys, ensurepip, venv; assert sys.version_info >= (3, 11)" 2>/dev/null || \
