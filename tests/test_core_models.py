@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from sdpo_nb.core.models import (
     need, pick_device, pick_dtype, tell_template, load_model, check_tokenizer, check_parts, render, undressed,
-    context_length, check_fits, check_words_of, pad, positions, modules_of, reshard, as_reader, seeded
+    context_length, check_fits, check_tokens, pad, positions, modules_of, reshard, as_reader, seeded
 )
 from cells import notebook_cell
 
@@ -252,9 +252,9 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused():
         check_fits(model, [prompt], room=12)
         with expect_fail(ValueError, "4 tokens and an answer of 13 do not fit the model's context of 16"):
             check_fits(model, [prompt], room=13)
-        check_words_of(model, tokenizer, [prompt, []])
+        check_tokens(model, tokenizer, [prompt, []])
         with expect_fail(ValueError, f"and the model knows {model.config.vocab_size}; give it"):
-            check_words_of(model, tokenizer, [(*prompt, model.config.vocab_size)])
+            check_tokens(model, tokenizer, [(*prompt, model.config.vocab_size)])
         context_length(model)
 
 

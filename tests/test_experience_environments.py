@@ -22,7 +22,7 @@ from sdpo_nb.experience.rewards import Rewards
 from sdpo_nb.experience.rollouts import Sampling, sampler_for
 from datasets import Dataset
 from sdpo_nb.experience.environments import (
-    Frame, check_rows, as_task, as_tasks, question_key, LooksUp, Knows, check_judge, TaskSet, draw, boxed, unwrapped,
+    Frame, check_table, as_task, as_tasks, question_key, LooksUp, Knows, check_judge, TaskSet, draw, boxed, unwrapped,
     Array, plain, wanted, verdict, legible, quote, loosely, ExactMatch, is_missing, Remark, as_remark, HumanFeedback,
     Demonstrations
 )

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
-from sdpo_nb.core.models import as_reader, check_fits, check_tokenizer, check_words_of, render
+from sdpo_nb.core.models import as_reader, check_fits, check_tokenizer, check_tokens, render
 from sdpo_nb.core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from sdpo_nb.experience.batches import Row, collate, merge, parts
 from sdpo_nb.experience.feedback import Environment, check_errors, judge_all, tasks_of

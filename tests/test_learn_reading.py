@@ -9,6 +9,7 @@ from sdpo_nb.experience.batches import Batch, Prompts, Row, Sequences
 from sdpo_nb.loss.fused import Head
 from sdpo_nb.loss.objectives import divergence, read_logps
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from peft.tuners.lora import Linear as LoraLinear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import math
@@ -30,8 +31,8 @@ from sdpo_nb.loss.objectives import AGGREGATIONS, Objective, clipped_policy_loss
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, GraniteConfig, Lfm2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, RecurrentGemmaConfig, RwkvConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from sdpo_nb.learn.reading import (
-    read, continued, read_shared, read_hidden, head_of, check_head, factors_of, candidates, AS_THEMSELVES, BYTES,
-    spelled, Words, token_readings, attempt_readings, whole_groups, in_words
+    read, continued, read_shared, read_hidden, head_of, check_head, factors_of, candidates, BYTES, spelled, Words,
+    token_readings, attempt_readings, whole_groups, in_words
 )
 from cells import notebook_cell
 

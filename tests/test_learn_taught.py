@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 import torch
 import trl
-from sdpo_nb.core.models import as_reader, check_fits, check_words_of, context_length, seeded
+from sdpo_nb.core.models import as_reader, check_fits, check_tokens, context_length, seeded
 from sdpo_nb.core.records import Feedback, Message, TeacherView
 from sdpo_nb.experience.branches import reads_once
 from sdpo_nb.experience.batches import frozen

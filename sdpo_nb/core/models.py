@@ -6,7 +6,7 @@ Docs: https://sdpo-nb.github.io/sdpo-nb/core.models.html.md"""
 
 # %% auto #0
 __all__ = ['need', 'pick_device', 'pick_dtype', 'tell_template', 'load_model', 'check_tokenizer', 'check_parts', 'render',
-           'undressed', 'context_length', 'check_fits', 'check_words_of', 'pad', 'positions', 'modules_of', 'reshard',
+           'undressed', 'context_length', 'check_fits', 'check_tokens', 'pad', 'positions', 'modules_of', 'reshard',
            'as_reader', 'seeded']
 
 # %% ../../nbs/02_core.models.ipynb #0bbedc5a
@@ -181,7 +181,7 @@ def check_fits(
         )
 
 
-def check_words_of(
+def check_tokens(
     model: "PreTrainedModel",  # who reads
     tokenizer: "PreTrainedTokenizerBase",  # whose words these are
     prompts: Sequence[Sequence[int]],  # token ids

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ..core.models import as_reader, check_fits, check_tokenizer, check_words_of, render
+from ..core.models import as_reader, check_fits, check_tokenizer, check_tokens, render
 from ..core.records import AttemptReading, Feedback, Rollout, StepReport, Task
 from ..experience.batches import Row, collate, merge, parts
 from ..experience.feedback import Environment, check_errors, judge_all, tasks_of
@@ -133,7 +133,7 @@ def check_run(
             "load the model with dtype=torch.float32, or train an adapter with add_adapter"
         )
     check_fits(model, prompts := render(tokenizer, [task.messages for task in tasks]), config.sampling.max_new_tokens)
-    check_words_of(model, tokenizer, [*prompts, [tokenizer.pad_token_id]])
+    check_tokens(model, tokenizer, [*prompts, [tokenizer.pad_token_id]])
 
 # %% ../../nbs/16_learn.loop.ipynb #8e99724d
 class Clock:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import trl
-from ..core.models import as_reader, check_fits, check_words_of, context_length, seeded
+from ..core.models import as_reader, check_fits, check_tokens, context_length, seeded
 from ..core.records import Feedback, Message, TeacherView
 from ..experience.branches import reads_once
 from ..experience.batches import frozen
@@ -312,7 +312,7 @@ class TaughtTrainer(GRPOTrainer):
         kinds = [frozen(prompt) for prompt in prompts]
         different = dict(zip(kinds, prompts))
         ids, *more = super()._tokenize_prompts([*different.values()])
-        check_words_of(unwrapped(self.model), self._tokenizer, ids)
+        check_tokens(unwrapped(self.model), self._tokenizer, ids)
         found = dict(zip(different, ids))
         return [list(found[kind]) for kind in kinds], *more
 
